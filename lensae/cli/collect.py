@@ -1,0 +1,70 @@
+"""collect"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from lensae.cli.options import JsonOption, examples
+
+EXAMPLES = examples(
+    "collect",
+    "collect gpt2-medium --hook blocks.6.hook_resid_post",
+    "collect --corpus transport --samples-per-prompt 2 --chat",
+    "collect --corpus my-texts.txt --no-generate",
+)
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="smollm2-135m (embedded, the default), a hub id, a model directory or a .gguf file."),
+    ] = None,
+    hook: Annotated[
+        list[str] | None, typer.Option(help="TransformerLens hook; repeat for several. Default: middle residual.")
+    ] = None,
+    corpus: Annotated[str, typer.Option(help="A shipped corpus, or a .txt or .jsonl file.")] = "themes",
+    generate: Annotated[bool, typer.Option(help="Continue each prompt, or only read the text.")] = True,
+    chat: Annotated[bool, typer.Option("--chat", help="Put each prompt in the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 96,
+    samples_per_prompt: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Continuations at a time.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float16 or float32, on disk.")] = "float16",
+    name: Annotated[str | None, typer.Option(help="Name of the set, in place of the model's.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a corpus through a model and keep the activation of every prompt and generated token.
+
+    An interrupted pass goes on where it stopped when the same command is given again.
+    """
+    from lensae.stages.collect import CollectOptions, collect
+    from lensae.views import collect as view
+    from lensae.views.console import out
+    from lensae.views.progress import Watch
+
+    options = CollectOptions(
+        model=model,
+        hooks=tuple(hook or ()),
+        corpus=corpus,
+        generate=generate,
+        chat=chat,
+        max_new_tokens=max_new_tokens,
+        samples_per_prompt=samples_per_prompt,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+        dtype=dtype,
+        name=name,
+    )
+    command_line = shlex.join(["python", "main.py", *sys.argv[1:]])
+    with Watch() as watch:
+        report = collect(options, command_line, watch)
+    if as_json:
+        view.as_json(report)
+    else:
+        view.show(out(), report)

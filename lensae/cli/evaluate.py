@@ -1,0 +1,28 @@
+"""evaluate"""
+
+from __future__ import annotations
+
+from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+
+EXAMPLES = examples("evaluate", "evaluate --sae topk-2304-k32 --json")
+
+
+def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOption = False) -> None:
+    """Measure an SAE on held-out documents: sparsity, reconstruction, and what it costs the model.
+
+    Writes evaluation.json and the density and activation histograms (PNG) beside the SAE.
+    """
+    from lensae.stages.evaluate import evaluate, summary
+    from lensae.views import evaluate as view
+    from lensae.views import figures
+    from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
+
+    with Watch() as watch:
+        report = evaluate(set_name, sae, watch)
+    pictures = figures.of_evaluation(report)
+    if as_json:
+        print_json(summary(report) | {"figures": pictures})
+    else:
+        current(report.set_name, report.sae_name)
+        view.show(out(), report, pictures)

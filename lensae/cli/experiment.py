@@ -1,0 +1,30 @@
+"""experiment"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lensae.cli.options import examples
+
+EXAMPLES = examples("experiment experiments/demo.toml")
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="TOML with tables [collect], [train], [features] and [steer].")],
+) -> None:
+    """Run a recipe end to end: collect, train, evaluate, index, features, steer; figures go to experiments/results."""
+    from lensae.stages import experiment
+    from lensae.views import experiment as view
+    from lensae.views.console import err
+    from lensae.views.progress import Watch
+    from lensae.views.train import LiveTraining
+
+    with Watch() as watch:
+        for event in experiment.run(recipe, watch, LiveTraining):
+            if isinstance(event, str):
+                err().print(f"\n[bold cyan]$ python main.py {event}[/]", soft_wrap=True)
+            else:
+                view.show(event)

@@ -1,0 +1,96 @@
+"""features top, list, show"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+
+app = typer.Typer(no_args_is_help=True, help="Look features up: activations, tokens, text.")
+FeatureArgument = Annotated[int, typer.Argument(help="The feature's number.")]
+
+
+@app.command("top", epilog=examples("features top 447 --k 20", "features top 447 --json"))
+def top(
+    feature: FeatureArgument,
+    k: Annotated[int, typer.Option(help="How many.")] = 20,
+    set_name: SetOption = None,
+    sae: SaeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the strongest activations of a feature in their text, the firing token marked.
+
+    Samples of one prompt share its tokens: such copies are shown once and counted (×8).
+    """
+    from lensae.stages import lookup
+    from lensae.views import features as view
+    from lensae.views.console import current, out, print_json
+
+    opened = lookup.open_lookup(set_name, sae)
+    stats = opened.index.stats(feature)
+    found = lookup.top(opened, feature, k)
+    if as_json:
+        examples_json = [view.example_json(e) for e in found]
+        print_json(
+            {"feature": feature, "count": stats.count, "density": stats.density, "max": stats.max}
+            | {"set": opened.entry.name, "sae": opened.sae.name, "examples": examples_json}
+        )
+        return
+    current(opened.entry.name, opened.sae.name)
+    view.headline(out(), stats, opened.reader.rows)
+    if found:
+        view.examples(out(), found, stats.max)
+
+
+@app.command("list", epilog=examples("features list --sort density", "features list --sort label --k 10"))
+def list_(
+    sort: Annotated[
+        str, typer.Option(help="density, max, mean, or label (which features tell the set's labels apart).")
+    ] = "density",
+    k: Annotated[int, typer.Option(help="How many.")] = 20,
+    set_name: SetOption = None,
+    sae: SaeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List features: the densest, the strongest, or those that best tell the labels of the set apart."""
+    from dataclasses import asdict
+
+    from lensae.stages import lookup
+    from lensae.views import features as view
+    from lensae.views.console import current, out, print_json
+
+    opened = lookup.open_lookup(set_name, sae)
+    if sort == "label":
+        found, draw = lookup.by_label(opened, k), view.label_list
+    else:
+        found, draw = lookup.ranked(opened, sort, k), view.feature_list
+    if as_json:
+        print_json([asdict(record) for record in found])
+        return
+    current(opened.entry.name, opened.sae.name)
+    draw(out(), found)
+
+
+@app.command("show", epilog=examples("features show 447"))
+def show(
+    feature: FeatureArgument,
+    k: Annotated[int, typer.Option(help="How many examples.")] = 5,
+    set_name: SetOption = None,
+    sae: SaeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show all there is on one feature: figures, histogram, its tokens, its labels, its strongest examples."""
+    from lensae.index.file import EDGES
+    from lensae.stages import lookup
+    from lensae.views import features as view
+    from lensae.views.console import current, out, print_json
+
+    opened = lookup.open_lookup(set_name, sae)
+    found = lookup.show(opened, feature, k)
+    if as_json:
+        print_json(view.report_json(found))
+        return
+    current(opened.entry.name, opened.sae.name)
+    view.report(out(), found, opened.reader.rows, EDGES)

@@ -1,0 +1,23 @@
+"""index"""
+
+from __future__ import annotations
+
+from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+
+EXAMPLES = examples("index", "index --set smollm2-135m/blocks.15.hook_resid_post")
+
+
+def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOption = False) -> None:
+    """Build the feature index that `features` and `steer` read; an interrupted build goes on where it stopped."""
+    from lensae.stages.index import build
+    from lensae.views import index as view
+    from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
+
+    with Watch() as watch:
+        report = build(set_name, sae, watch)
+    if as_json:
+        print_json(vars(report))
+        return
+    current(report.set_name, report.sae_name)
+    view.show(out(), report)

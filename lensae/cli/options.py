@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+SetOption = Annotated[
+    str | None,
+    typer.Option("--set", help="Activation set: <model>/<hook> or a folder. Default: the one finished last."),
+]
+SaeOption = Annotated[
+    str | None, typer.Option("--sae", help="SAE: a name or a folder. Default: the one finished last.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def examples(*lines: str) -> str:
+    """An epilog that shows commands, one a line."""
+    return "\n\n".join(["[bold]Examples[/]", *(f"[cyan]python main.py {line}[/]" for line in lines)])

@@ -1,0 +1,1 @@
+"""What a feature means: which labels and tokens it follows."""

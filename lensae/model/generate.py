@@ -1,0 +1,179 @@
+"""Seeded, batched generation with a KV cache, whose own forward passes are what is captured and edited.
+
+Shapes: B batch, T tokens, V vocabulary, W the width of a hook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lensae.errors import UserError
+from lensae.model.language_model import SPECIAL, Edit, LanguageModel, StopForward, Taps
+from lensae.model.precision import fast_matmul
+from lensae.records import GENERATED, PROMPT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: the `top_k` likeliest at `temperature` (0: the likeliest), from a seeded stream."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.9
+    top_k: int = 50
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 0:
+            raise UserError(f"max-new-tokens cannot be {self.max_new_tokens}", "0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature cannot be {self.temperature}", "0 (greedy) or more")
+        if self.top_k < 1:
+            raise UserError(f"top-k cannot be {self.top_k}", "1 or more")
+
+
+@dataclass
+class Written:
+    """One sequence: its prompt, what the model added (without an end token), and hook -> (tokens, W) float32."""
+
+    prompt_ids: list[int]
+    new_ids: list[int] = field(default_factory=list)
+    activations: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and continuation."""
+        return self.prompt_ids + self.new_ids
+
+
+def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
+    """The random numbers of one document: they depend on the seed and the document's number and on nothing else."""
+    return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream])).random(count)
+
+
+def sample(logits_BV: torch.Tensor, u_B: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """One token id per row: the inverse of the cumulative top-k distribution at `u_B` in [0, 1)."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    values_BK, ids_BK = logits_BV.float().topk(min(sampling.top_k, logits_BV.shape[-1]), dim=-1)
+    cumulative_BK = (values_BK / sampling.temperature).softmax(-1).double().cumsum(-1)
+    choice_B = (cumulative_BK <= u_B[:, None] * cumulative_BK[:, -1:]).sum(-1).clamp(max=ids_BK.shape[-1] - 1)
+    return ids_BK.gather(1, choice_B[:, None])[:, 0]
+
+
+def left_pad(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (B, T), padded on the left, and the mask (B, T) of real tokens."""
+    width = max(len(ids) for ids in sequences)
+    padded = [[model.text.pad_id] * (width - len(ids)) + list(ids) for ids in sequences]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences]
+    return torch.tensor(padded, device=model.device), torch.tensor(mask, device=model.device)
+
+
+def origin_of(model: LanguageModel, ids_BT, mask_BT, prompt_lengths: Sequence[int] | None = None) -> torch.Tensor:
+    """PROMPT, GENERATED or SPECIAL for each token of left-padded sequences (all PROMPT without `prompt_lengths`)."""
+    special = torch.tensor(sorted(model.text.special_ids), dtype=ids_BT.dtype, device=ids_BT.device)
+    origin_BT = torch.where((mask_BT == 0) | torch.isin(ids_BT, special), SPECIAL, PROMPT)
+    if prompt_lengths is not None:
+        place_BT = mask_BT.cumsum(-1) - 1
+        after_BT = place_BT >= torch.tensor(list(prompt_lengths), device=ids_BT.device)[:, None]
+        origin_BT = torch.where((origin_BT == PROMPT) & after_BT, GENERATED, origin_BT)
+    return origin_BT
+
+
+@torch.inference_mode()
+def read(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], capture: Sequence[str], edits: Sequence[Edit] = ()
+) -> list[Written]:
+    """Run finished sequences through the model and capture `capture` at every token; no logits are computed."""
+    ids_BT, mask_BT = left_pad(model, sequences)
+    with fast_matmul(), Taps(model, capture, edits) as taps:
+        taps.stop = True
+        taps.begin(origin_of(model, ids_BT, mask_BT))
+        with contextlib.suppress(StopForward):
+            model.forward(ids_BT, mask_BT, use_cache=False)
+    written = [Written(list(ids)) for ids in sequences]
+    _distribute(written, taps.taken, [list(range(len(sequences)))])
+    return written
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    streams: Sequence[int],
+    capture: Sequence[str] = (),
+    edits: Sequence[Edit] = (),
+) -> list[Written]:
+    """Continue each prompt (token ids) until an end token or `max_new_tokens`.
+
+    `streams[i]` numbers the random stream of prompt i, so a text does not depend on what else is in the batch.
+    With `capture`, the activations of every prompt and generated token come from the passes that made the text, and
+    one last pass, cut off after the hooked block, adds the final token's. An end token is not part of the result.
+    """
+    ids_BT, mask_BT = left_pad(model, prompts)
+    longest = ids_BT.shape[1] + sampling.max_new_tokens
+    if longest > model.context:
+        raise UserError(
+            f"prompt and new tokens come to {longest}, and {model.name} reads {model.context}",
+            "lower --max-new-tokens or shorten the prompt",
+        )
+    random = [uniforms(sampling.seed, stream, sampling.max_new_tokens) for stream in streams]
+    written = [Written(list(ids)) for ids in prompts]
+    with fast_matmul(), Taps(model, capture, edits) as taps:
+        fed = _decode(model, taps, written, ids_BT, mask_BT, torch.tensor(np.array(random)), sampling)
+    _distribute(written, taps.taken, fed)
+    return written
+
+
+def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_BN, sampling) -> list[list[int]]:
+    """The loop. Returns, for each forward pass, which sequences were in it."""
+    alive, cache, fed = list(range(len(written))), None, []
+    origin_BT = origin_of(model, ids_BT, mask_BT)
+    ends = torch.tensor(sorted(model.text.eos_ids), device=model.device)
+    for step in range(sampling.max_new_tokens + 1):
+        taps.begin(origin_BT)
+        last = step == sampling.max_new_tokens
+        if last and not taps.capture:
+            break
+        taps.stop = last  # the last token's activation is wanted, what would come after it is not
+        fed.append(alive)
+        try:
+            logits_BTV, cache = model.forward(ids_BT, mask_BT, cache)
+        except StopForward:
+            break
+        if last:
+            break
+        next_B = sample(logits_BTV[:, -1], random_BN[alive, step].to(model.device), sampling)
+        going = torch.nonzero(~torch.isin(next_B, ends))[:, 0]
+        if len(going) < len(alive):
+            alive = [alive[i] for i in going.tolist()]
+            if not alive:
+                break
+            cache.batch_select_indices(going)
+            next_B, mask_BT = next_B[going], mask_BT[going]
+        for index, token in zip(alive, next_B.tolist(), strict=True):
+            written[index].new_ids.append(token)
+        ids_BT = next_B[:, None]
+        mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)
+        origin_BT = torch.where(origin_of(model, ids_BT, mask_BT[:, -1:]) == SPECIAL, SPECIAL, GENERATED)
+    return fed
+
+
+def _distribute(written: list[Written], taken: dict[str, list[torch.Tensor]], fed: list[list[int]]) -> None:
+    """Sort what each pass captured, (B, T, W), into each sequence's own (tokens, W) array."""
+    for hook, passes in taken.items():
+        arrays = [np.empty((len(w.ids), passes[0].shape[-1]), np.float32) for w in written]
+        filled = [0] * len(written)
+        for x_BTW, members in zip(passes, fed, strict=True):
+            x = x_BTW.cpu().numpy()
+            for b, index in enumerate(members):
+                length = len(written[index].prompt_ids) if filled[index] == 0 else 1
+                arrays[index][filled[index] : filled[index] + length] = x[b, x.shape[1] - length :]
+                filled[index] += length
+        for w, array in zip(written, arrays, strict=True):
+            w.activations[hook] = array

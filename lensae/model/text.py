@@ -1,0 +1,90 @@
+"""Text <-> tokens: encoding with a leading BOS, and the place in the text of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lensae.errors import UserError
+
+
+class Text:
+    """A tokenizer with lensae's conventions: one BOS in front, special tokens known, token -> characters kept."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.special_ids = self._find_special_ids()
+        self.bos_id = self._find_bos()
+        self.eos_ids = {tokenizer.eos_token_id} - {None}
+        self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+    def _find_special_ids(self) -> frozenset[int]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    def _find_bos(self) -> int | None:
+        """The token put in front of plain text, so that the attention sink falls on it and not on a word.
+
+        Families without a BOS (Qwen) separate their training documents by the padding or end token.
+        """
+        tokenizer = self.tokenizer
+        ids = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        return next((i for i in ids if i is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text with BOS in front; what looks like a special token in the text stays plain text."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        return ([] if self.bos_id is None else [self.bos_id]) + list(ids)
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of `text` as a user's message in the model's chat template, up to where the answer begins."""
+        if not self.tokenizer.chat_template:
+            raise UserError("this model has no chat template", "leave --chat out")
+        message = [{"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        ids = list(self.tokenizer(rendered, add_special_tokens=False, verbose=False).input_ids)
+        if self.bos_id is not None and not (ids and ids[0] in self.special_ids):
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens written out, nothing tidied up."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def without_specials(self, ids: Sequence[int]) -> list[int]:
+        """`ids` less every special token."""
+        return [i for i in ids if i not in self.special_ids]
+
+    def spans(self, ids: Sequence[int]) -> tuple[str, np.ndarray, np.ndarray]:
+        """The text of `ids` and where each token stands in it.
+
+        Returns (text, start (T,), end (T,)) in characters; `text[start[i]:end[i]]` is token i. The tokens of a
+        character that is spread over several (an emoji in a byte-level vocabulary) share that character's span. A
+        BOS in front belongs to the model's input and not to the text: its span is empty.
+        """
+        first = int(bool(len(ids)) and ids[0] == self.bos_id)
+        decode = _raw_decoder(self.tokenizer)
+        start, end = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.int32)
+        pieces, length, known, done = [], 0, first, first
+        # known..done is a window of tokens whose text is settled: decoding from `known` gives the next tokens
+        # the context (leading spaces, joined bytes) that they have in the whole.
+        for i in range(first, len(ids)):
+            before = decode(ids[known:done])
+            now = decode(ids[known : i + 1])
+            if now.endswith("\ufffd") and i + 1 < len(ids) and i - done < 8:
+                continue
+            piece = now[len(before) :]
+            start[done : i + 1], end[done : i + 1] = length, length + len(piece)
+            pieces.append(piece)
+            length += len(piece)
+            known, done = done, i + 1
+        return "".join(pieces), start, end
+
+
+def _raw_decoder(tokenizer):
+    """The Rust tokenizer's own decode (a few microseconds) where there is one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return lambda ids: backend.decode(list(ids), skip_special_tokens=False)

@@ -1,0 +1,72 @@
+"""An SAE's directory in the SAELens 6 layout: cfg.json and sae_weights.safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from lensae.errors import DamagedError, UserError
+from lensae.paths import read_json, write_durably, write_json
+from lensae.sae.base import ACTIVATIONS, SAE
+
+WEIGHTS = "sae_weights.safetensors"
+LAYOUT_VERSION = "6.0.0"
+
+
+def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> dict:
+    """cfg.json for an SAE that takes raw activations."""
+    return {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **more,
+        "metadata": {"sae_lens_version": LAYOUT_VERSION, **metadata},
+    }
+
+
+def save(folder: Path, sae: SAE) -> None:
+    """Write the two files; each appears whole or not at all."""
+    from safetensors.torch import save as to_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    data = to_bytes({name: t.detach().cpu().float().contiguous() for name, t in sae.tensors.items()})
+    partial = folder / (WEIGHTS + ".partial")
+    write_durably(partial, data)
+    os.replace(partial, folder / WEIGHTS)
+    write_json(folder / "cfg.json", sae.cfg)
+
+
+def load(folder: Path) -> SAE:
+    """Read an SAE; raises UserError for an architecture we do not run and DamagedError for files that do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    cfg = read_json(folder / "cfg.json")
+    _check(cfg, folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{folder / WEIGHTS} cannot be read: {error}") from error
+    expected = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+    if cfg["architecture"] == "jumprelu":
+        expected["threshold"] = ("d_sae",)
+    for name, dims in expected.items():
+        shape = tuple(int(cfg[dim]) for dim in dims)
+        if name not in tensors or tuple(tensors[name].shape) != shape:
+            raise DamagedError(f"{folder / WEIGHTS}: {name} is missing or not of shape {shape}")
+    return SAE(cfg, {name: tensors[name].to(torch.float32) for name in expected})
+
+
+def _check(cfg: dict, folder: Path) -> None:
+    if cfg.get("architecture") not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise UserError(f"{folder}: architecture '{cfg.get('architecture')}' is not one of {known}")
+    if cfg.get("normalize_activations", "none") != "none" or cfg.get("rescale_acts_by_decoder_norm"):
+        raise UserError(f"{folder}: fold its normalisation into the weights first", "lensae reads folded SAEs")

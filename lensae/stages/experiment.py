@@ -1,0 +1,148 @@
+"""experiment: a recipe's stages one after the other, from the corpus to steered text, with a report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lensae.errors import UserError, nearest
+from lensae.paths import experiments_root, find_set, list_saes, write_json
+from lensae.recipe import TrainRecipe, load_train, table
+from lensae.stages import collect, evaluate, index, lookup, steer, train
+
+TABLES = ("collect", "train", "features", "steer")
+
+
+@dataclass(frozen=True)
+class Done:
+    """One stage of an experiment: its name, the command that does the same, and its report."""
+
+    stage: str
+    command: str
+    report: object
+
+
+@dataclass(frozen=True)
+class ChosenFeature:
+    """A feature picked for its label, with its strongest examples."""
+
+    lookup: lookup.Lookup
+    score: object
+    stats: object
+    examples: list
+
+
+def run(path: Path, progress, watcher: Callable[[], train.Watcher]) -> Iterator[Done | str]:
+    """Run the recipe. Yields each stage's command line before it starts (str) and its report when it is done (Done).
+
+    A pass that is complete, and an SAE already trained by the same recipe on the same rows, are used as they are.
+    Raises UserError for a recipe that cannot be used.
+    """
+    recipe = load(path)
+    yield _line("collect", recipe["collect"])
+    options = collect.CollectOptions(**recipe["collect"])
+    collected = collect.collect(options, _line("collect", recipe["collect"]), progress)
+    yield Done("collect", "", collected)
+    set_name = "/".join(collected.paths[0].parts[-2:])
+
+    yield _line("train", {**recipe["train"], "set": set_name})
+    settings = load_train(path)
+    sae_name = _trained(set_name, settings)
+    if sae_name is None:
+        with watcher() as seen:
+            trained = train.train(settings, set_name, None, seen)
+        sae_name = trained.sae.name
+        yield Done("train", "", trained)
+    yield _line("evaluate", {})
+    evaluated = evaluate.evaluate(set_name, sae_name, progress)
+    yield Done("evaluate", "", evaluated)
+    yield _line("index", {})
+    yield Done("index", "", index.build(set_name, sae_name, progress))
+
+    opened = lookup.open_lookup(set_name, sae_name)
+    chosen = choose(opened, **recipe["features"])
+    for feature in chosen:
+        yield f"features top {feature.stats.feature} --k {len(feature.examples)}"
+        yield Done("features", "", feature)
+    scales = tuple(float(s) for s in recipe["steer"]["scales"])
+    target = chosen[0].stats.feature
+    yield f"steer --feature {target} " + " ".join(f"--scale {s:g}" for s in scales)
+    steered = steer.steer(steer.SteerOptions(target, scales, set_name=set_name, sae_name=sae_name), progress)
+    yield Done("steer", "", steered)
+    yield Done("results", "", _write(path, collected, settings, evaluated, chosen, steered))
+
+
+def load(path: Path) -> dict[str, dict]:
+    """The recipe's tables; raises UserError for a table or a key that is not known."""
+    known = {
+        "collect": set(collect.CollectOptions.__dataclass_fields__),
+        "features": {"count", "k"},
+        "steer": {"scales"},
+    }
+    recipe = {name: table(path, name) for name in TABLES}
+    for name, keys in known.items():
+        for key in recipe[name]:
+            if key not in keys:
+                raise UserError(f"{path}: unknown key '{key}' in [{name}]", nearest(key, keys))
+    recipe["collect"] = {k: tuple(v) if isinstance(v, list) else v for k, v in recipe["collect"].items()}
+    return recipe
+
+
+def choose(opened: lookup.Lookup, count: int = 3, k: int = 5) -> list[ChosenFeature]:
+    """The feature that best tells each of `count` labels from the rest, one per label, best first."""
+    found: list[ChosenFeature] = []
+    for score in lookup.by_label(opened, 60):
+        if len(found) < count and score.label not in {f.score.label for f in found}:
+            stats = opened.index.stats(score.feature)
+            found.append(ChosenFeature(opened, score, stats, lookup.top(opened, score.feature, k)))
+    return found
+
+
+def _trained(set_name: str, recipe: TrainRecipe) -> str | None:
+    """An SAE that the same recipe made from the same shards, or None."""
+    entry = find_set(set_name)
+    shards = [shard["sha256"] for shard in entry.manifest["shards"]]
+    for sae in list_saes(entry):
+        same = sae.training.get("recipe") == asdict(recipe)
+        if same and sae.completed_at and sae.training["set"]["shards_sha256"] == shards:
+            return sae.name
+    return None
+
+
+def _line(stage: str, options: dict) -> str:
+    """The command line that does what a table of the recipe does."""
+    words = [stage]
+    for key, value in options.items():
+        flag = "--" + key.replace("_", "-")
+        if key == "model":
+            words.insert(1, str(value))
+        elif key == "hooks":
+            words += [f"--hook {hook}" for hook in value]
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words.append(f"{flag} {value}")
+    return " ".join(words)
+
+
+def _write(path: Path, collected, recipe, evaluated, chosen, steered) -> Path:
+    target = experiments_root() / "results" / f"{path.stem}.json"
+    runs = [vars(run) for run in (steered.baseline, *steered.steered, *steered.controls)]
+    write_json(
+        target,
+        {
+            "recipe": path.name,
+            "collect": {
+                "documents": collected.documents,
+                "rows": collected.rows,
+                "seconds": collected.seconds,
+                "tokens_per_second": collected.tokens_per_second,
+            },
+            "train": asdict(recipe),
+            "evaluate": evaluate.summary(evaluated),
+            "features": [{**asdict(f.stats), **asdict(f.score)} for f in chosen],
+            "steer": {"feature": steered.options.feature, "label": steered.label, "runs": runs},
+        },
+    )
+    return target

@@ -1,0 +1,1 @@
+"""Changing the residual stream along a feature while the model runs."""

@@ -1,0 +1,12 @@
+"""Add: `value` more of the feature's direction, whatever it was."""
+
+from __future__ import annotations
+
+import torch
+
+from lensae.sae.base import SAE
+
+
+def delta(x: torch.Tensor, sae: SAE, feature: int, value: float) -> torch.Tensor:
+    """`value` times the feature's decoder row: (..., D)."""
+    return (value * sae.W_dec[feature]).expand_as(x)

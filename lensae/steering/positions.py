@@ -1,0 +1,21 @@
+"""Which tokens an edit acts on. Padding and special tokens (origin below 0) never are."""
+
+from __future__ import annotations
+
+import torch
+
+from lensae.errors import unknown
+from lensae.records import GENERATED, PROMPT
+
+POSITIONS = {"all": PROMPT, "generated": GENERATED}
+
+
+def check(name: str) -> None:
+    """Raise UserError for a name that is not in POSITIONS."""
+    if name not in POSITIONS:
+        raise unknown("choice of positions", name, POSITIONS)
+
+
+def select(name: str, origin_BT: torch.Tensor) -> torch.Tensor:
+    """The tokens (B, T) that `name` means."""
+    return origin_BT >= POSITIONS[name]

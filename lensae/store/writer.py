@@ -1,0 +1,150 @@
+"""Writing a set: whole documents into shards, one manifest, resumable at any shard."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lensae.errors import DamagedError, UserError
+from lensae.paths import read_set, write_json
+from lensae.records import CapturedDocument
+from lensae.store import shard as shards
+from lensae.store.lock import WriterLock
+from lensae.store.schema import SCHEMA, shard_name
+
+SHARD_BYTES = 32 * 2**20
+FIXED = ("schema", "model", "hook", "width", "dtype")
+
+
+def default_shard_rows(width: int, dtype: str) -> int:
+    """Rows that make a shard of about 32 MiB."""
+    return max(1024, SHARD_BYTES // (width * (2 if dtype == "float16" else 4)))
+
+
+def now() -> str:
+    """The present moment, as it is recorded everywhere."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class SetWriter:
+    """Appends one collection pass to the set in `folder` (a context manager that holds the set's lock).
+
+    `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: a pass with an equal
+    spec that was cut off is gone on with, `documents_done` saying how many documents its whole shards hold; one that
+    was finished has `complete` set. Raises UserError when the set in the folder is of another model, hook or dtype.
+    """
+
+    def __init__(self, folder: Path, header: dict, spec: dict, command: str, shard_rows: int | None = None):
+        self.folder, self.spec = folder, spec
+        self.shard_rows = shard_rows or default_shard_rows(header["width"], header["dtype"])
+        self._lock = WriterLock(folder)
+        try:
+            self.manifest = self._open_manifest(header)
+            self.number = self._find_pass(command)
+            self._adopt_whole_shards()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._pending: list[CapturedDocument] = []
+        self._pending_rows = 0
+
+    def _open_manifest(self, header: dict) -> dict:
+        (self.folder / "shards").mkdir(exist_ok=True)
+        if not (self.folder / "manifest.json").is_file():
+            return {**header, "passes": [], "shards": []}
+        manifest = read_set(self.folder).manifest
+        for key in FIXED:
+            if manifest.get(key) != header[key]:
+                self._refuse(key, manifest.get(key), header[key])
+        return manifest
+
+    def _refuse(self, key: str, there, given) -> None:
+        if key == "model":
+            if there["name"] == given["name"]:
+                raise UserError(f"the weights of {given['name']} are not those that {self.folder} holds", "give --name")
+            there, given = there["name"], given["name"]
+        raise UserError(f"{self.folder} has {key} {there}, not {given}", "give --name for a set of its own")
+
+    def _find_pass(self, command: str) -> int:
+        for number, known in enumerate(self.manifest["passes"]):
+            if known["spec"] == self.spec:
+                return number
+        entry = {"spec": self.spec, "command": command, "started_at": now(), "completed_at": None}
+        self.manifest["passes"].append(entry)
+        return len(self.manifest["passes"]) - 1
+
+    def _adopt_whole_shards(self) -> None:
+        """List shards that were finished just before a kill, and clear away what was not."""
+        for partial in self.folder.glob("shards/*.partial"):
+            partial.unlink()
+        listed = {entry["file"] for entry in self.manifest["shards"]}
+        for path in sorted(self.folder.glob("shards/*.h5")):
+            if path.name not in listed:
+                self._list(path.name, path.read_bytes())
+        self._save()
+
+    def _list(self, name: str, data: bytes) -> None:
+        with shards.Shard(self.folder / "shards" / name) as shard:
+            if int(shard.attrs["pass"]) >= len(self.manifest["passes"]):
+                raise DamagedError(f"{shard.path} belongs to a pass that the manifest does not have")
+            entry = {"file": name, "rows": shard.rows, "documents": shard.n_documents, "pass": int(shard.attrs["pass"])}
+        self.manifest["shards"].append(entry | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        self.manifest["shards"].sort(key=lambda e: e["file"])
+
+    def _save(self) -> None:
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def __enter__(self) -> SetWriter:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self._lock.release()
+
+    @property
+    def complete(self) -> bool:
+        """Whether this very pass was finished before."""
+        return bool(self.manifest["passes"][self.number]["completed_at"])
+
+    @property
+    def documents_done(self) -> int:
+        """Documents of this pass in whole shards: an interrupted pass goes on with the next one."""
+        return self._sum("documents")
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of this pass in whole shards."""
+        return self._sum("rows")
+
+    def _sum(self, key: str) -> int:
+        return sum(entry[key] for entry in self.manifest["shards"] if entry["pass"] == self.number)
+
+    def append(self, document: CapturedDocument) -> None:
+        """Add one document; a shard is written as soon as it holds `shard_rows` rows."""
+        self._pending.append(document)
+        self._pending_rows += len(document.token_id)
+        if self._pending_rows >= self.shard_rows:
+            self._write_shard()
+
+    def _write_shard(self) -> None:
+        hook = self.manifest["hook"]
+        name = shard_name(len(self.manifest["shards"]))
+        attrs = {"pass": self.number, "first_document": self.documents_done}
+        data, _rows = shards.image(self._pending, hook, self.manifest["dtype"], attrs)
+        shards.write(self.folder / "shards" / name, data)
+        self._pending, self._pending_rows = [], 0
+        self._list(name, data)
+        self._save()
+
+    def finish(self, facts: dict) -> None:
+        """Write what is left and mark the pass complete; `facts` (counts, timing) are kept with it."""
+        if self._pending_rows:
+            self._write_shard()
+        entry = self.manifest["passes"][self.number]
+        entry.update(facts, documents=self.documents_done, rows=self.rows_done, completed_at=now())
+        self._save()
+
+
+def header(model: dict, hook: str, width: int, dtype: str, versions: dict) -> dict:
+    """The part of a manifest that stays the same over all passes."""
+    return {"schema": SCHEMA, "model": model, "hook": hook, "width": width, "dtype": dtype, "versions": versions}

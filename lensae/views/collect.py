@@ -1,0 +1,29 @@
+"""What a collection pass came to."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from lensae.views.console import print_json
+
+
+def show(console: Console, report, next_step: bool = True) -> None:
+    """A few lines, and the next command."""
+    if report.already_complete:
+        console.print(f"this pass is already complete: {report.rows:,} rows from {report.documents:,} documents")
+    else:
+        console.print(
+            f"[bold]{report.rows:,}[/] tokens ({report.prompt_rows:,} prompt, {report.generated_rows:,} generated) "
+            f"from {report.documents:,} documents of {report.model}"
+        )
+        rate = f"{report.tokens_per_second:,.0f} tokens/s"
+        console.print(f"{rate} over {report.seconds:,.1f} s, {report.bytes / 2**20:,.1f} MiB on disk")
+    for path in report.paths:
+        console.print(f"[dim]in[/] {path}", soft_wrap=True)
+    if next_step:
+        console.print("[dim]next:[/] python main.py train")
+
+
+def as_json(report) -> None:
+    """The same as JSON."""
+    print_json({**vars(report), "tokens_per_second": report.tokens_per_second})

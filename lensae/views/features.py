@@ -1,0 +1,157 @@
+"""Features: their strongest activations in text, their figures, and lists of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lensae.records import ORIGINS, Example, FeatureStats, LabelScore
+
+HEAT = ("#ffe8a3", "#ffd166", "#f9a03f", "#f3722c", "#e63946")
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def heat(strength: float) -> str:
+    """A style for an activation as a share of the feature's maximum."""
+    colour = HEAT[min(len(HEAT) - 1, max(0, int(strength * len(HEAT))))]
+    return f"bold black on {colour}"
+
+
+def one_line(text: str) -> str:
+    """Line breaks and tabs made visible."""
+    return text.replace("\r", "").replace("\n", "⏎").replace("\t", "→")
+
+
+def snippet(example: Example, maximum: float, width: int) -> Text:
+    """The text around the firing token in `width` columns: the token in «marks», coloured by strength, all lined up."""
+    left = max(12, width * 6 // 10)
+    before, token, after = example.snippet(left, width)
+    bare = token.lstrip(" ") or token
+    before = one_line(before + token[: len(token) - len(bare)])[-left:]
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(before.rjust(left))
+    line.append(f"«{one_line(bare)}»", style=heat(example.value / max(maximum, 1e-12)))
+    line.append(one_line(after), style="dim")
+    return line
+
+
+def examples(console: Console, found: list[Example] | tuple[Example, ...], maximum: float) -> None:
+    """A table of examples, strongest first."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    labelled = any(e.label for e in found)
+    widest = max((len(e.label) for e in found), default=0)
+    table.add_column("value", justify="right")
+    table.add_column("doc", justify="right")
+    table.add_column("from")
+    if labelled:
+        table.add_column("label", no_wrap=True, max_width=12)
+    table.add_column("text, the firing token «marked»", no_wrap=True)
+    taken = 8 + 6 + 10 + (min(widest, 12) + 1 if labelled else 0)
+    for e in found:
+        origin = ORIGINS[e.span.origin] + (f" ×{e.copies}" if e.copies > 1 else "")
+        cells = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
+        if labelled:
+            cells.append(Text(e.label, style="dim", overflow="ellipsis"))
+        table.add_row(*cells, snippet(e, maximum, console.width - taken - 4))
+    console.print(table)
+
+
+def headline(console: Console, stats: FeatureStats, rows: int) -> None:
+    """One line on a feature."""
+    console.print(
+        f"[bold]feature {stats.feature}[/]  fires on {stats.density:.2%} of {rows:,} tokens ({stats.count:,}), "
+        f"mean {stats.mean:.1f}, max {stats.max:.1f}"
+    )
+
+
+def feature_list(console: Console, found: list[FeatureStats]) -> None:
+    """A table of features with their figures."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("feature", "density", "fires", "mean", "max"):
+        table.add_column(column, justify="right")
+    for stats in found:
+        table.add_row(
+            f"{stats.feature}", f"{stats.density:.3%}", f"{stats.count:,}", f"{stats.mean:.2f}", f"{stats.max:.1f}"
+        )
+    console.print(table)
+
+
+def label_list(console: Console, found: list[LabelScore]) -> None:
+    """A table of the features that tell labels apart."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("feature", "AUROC", "share", "documents"):
+        table.add_column(column, justify="right")
+    table.add_column("label")
+    for score in found:
+        table.add_row(
+            f"{score.feature}", f"{score.auroc:.3f}", f"{score.share:.2f}", f"{score.documents:,}", score.label
+        )
+    console.print(table)
+
+
+def histogram_line(counts: tuple[int, ...], edges) -> str:
+    """A histogram as one line of blocks over the range that is not empty, with its ends."""
+    filled = [i for i, count in enumerate(counts) if count]
+    if not filled:
+        return "never fires"
+    first, last = filled[0], filled[-1]
+    peak = max(counts)
+    bars = "".join(BLOCKS[-(-count * (len(BLOCKS) - 1) // peak)] for count in counts[first : last + 1])
+    return f"{edges[first]:.3g} {bars} {edges[last + 1]:.3g}"
+
+
+def report(console: Console, found, rows: int, edges) -> None:
+    """Everything `features show` has."""
+    headline(console, found.stats, rows)
+    console.print(f"[dim]activations[/]  {histogram_line(found.stats.histogram, edges)}")
+    if not found.stats.count:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column, side in (("token", "left"), ("fires", "right"), ("of", "right"), ("mean", "right")):
+        table.add_column(column, justify=side)
+    for use in found.tokens:
+        table.add_row(
+            Text(f"«{one_line(use.token.strip(' ') or use.token)}»"),
+            f"{use.fires:,}",
+            f"{use.occurs:,}",
+            f"{use.mean:.1f}",
+        )
+    console.print(table)
+    for label, mean in found.labels[:8]:
+        console.print(Text.assemble((f"{mean:8.3f} ", "bold"), "per token on ", label))
+    examples(console, found.examples, found.stats.max)
+
+
+def example_json(example: Example) -> dict:
+    """One example as plain values."""
+    before, token, after = example.snippet()
+    return {
+        "value": example.value,
+        "token": token,
+        "token_id": example.span.token_id,
+        "before": before,
+        "after": after,
+        "document": example.document,
+        "position": example.span.position,
+        "origin": ORIGINS[example.span.origin],
+        "label": example.label,
+        "prompt": example.prompt,
+        "copies": example.copies,
+        "shard": example.shard,
+        "row": example.row,
+        "char_start": example.span.start,
+        "char_end": example.span.end,
+    }
+
+
+def report_json(found) -> dict:
+    """`features show` as plain values."""
+    return {
+        **asdict(found.stats),
+        "tokens": [asdict(use) for use in found.tokens],
+        "labels": dict(found.labels),
+        "examples": [example_json(e) for e in found.examples],
+    }

@@ -1,0 +1,82 @@
+"""A bar with rate and time left on a terminal, plain lines every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lensae.views.console import err
+
+PLAIN_EVERY_S = 10.0
+
+
+class RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """The task's speed."""
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "")
+        return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", style="cyan")
+
+
+class Watch:
+    """A context manager that draws what a stage reports (lensae.stages.progress.Progress)."""
+
+    def __init__(self):
+        self.console = err()
+        self.live = self.console.is_terminal
+        self.bar: Progress | None = None
+        self.task = None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """A task of `total` units begins."""
+        self._close()
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self.started = self.told = time.monotonic()
+        if self.live:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+                RateColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(what, total=total, unit=unit, note="")
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more units are done."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(self.task, advance=count, note=note)
+        elif not self.live and (time.monotonic() - self.told > PLAIN_EVERY_S or self.done >= self.total):
+            self._plain_line(note)
+
+    def _plain_line(self, note: str) -> None:
+        self.told = time.monotonic()
+        rate = self.done / max(self.told - self.started, 1e-9)
+        left = max(self.total - self.done, 0) / max(rate, 1e-9)
+        line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {note}"
+        self.console.print(line.rstrip(), markup=False)
+
+    def say(self, line: str) -> None:
+        """A line worth keeping."""
+        self.console.print(line, style="dim", markup=False)

@@ -1,0 +1,55 @@
+"""Sets and SAEs on disk."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def set_list(console: Console, rows: list[dict]) -> None:
+    """A line per set, with its SAEs."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished", "SAEs"):
+        table.add_column(column, justify="right" if column in ("rows", "documents", "width", "MiB") else "left")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['rows']:,}",
+            f"{row['documents']:,}",
+            f"{row['width']:,}",
+            row["dtype"],
+            f"{row['bytes'] / 2**20:,.1f}",
+            row["completed_at"][:16].replace("T", " ") or Text("unfinished", style="yellow"),
+            ", ".join(row["saes"]) or "-",
+        )
+    console.print(table)
+
+
+def info(console: Console, details: dict) -> None:
+    """Everything about one set."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for key, value in details.items():
+        if not isinstance(value, list):
+            table.add_row(key, Text(f"{value:,}" if isinstance(value, int) else str(value)))
+    console.print(table)
+    for number, entry in enumerate(details["passes"]):
+        spec = entry["spec"]
+        kind = f"generated, {spec['max_new_tokens']} new tokens" if spec["generate"] else "read"
+        done = entry["completed_at"] or "unfinished"
+        console.print(
+            f"[dim]pass {number}[/] {spec['corpus']} ({kind}, seed {spec['seed']}): "
+            f"{entry.get('documents', 0):,} documents, {entry.get('rows', 0):,} rows, {done[:19]}",
+        )
+        console.print(Text(f"       {entry['command']}", style="dim"))
+
+
+def faults(console: Console, found: list, shards: int) -> None:
+    """The outcome of a check."""
+    if not found:
+        console.print(f"[green]all {shards} shards are whole[/]")
+        return
+    for fault in found:
+        console.print(Text.assemble((f"{fault.shard} ", "bold red"), f"{fault.where}: {fault.what}"))
