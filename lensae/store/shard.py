@@ -16,7 +16,7 @@ import numpy as np
 from lensae.errors import DamagedError
 from lensae.paths import write_durably
 from lensae.records import CapturedDocument, StoredDocument, TokenSpan
-from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS, content_digest
+from lensae.store.schema import CHUNK_ROWS, NUL, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS, content_digest
 
 
 def image(documents: Sequence[CapturedDocument], hook: str, dtype: str, attrs: dict) -> tuple[bytes, int]:
@@ -48,7 +48,8 @@ def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], d
     arrays["documents/start"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     arrays["documents/input_ids"] = np.concatenate([d.input_ids for d in documents]).astype(np.int32)
     arrays["documents/input_start"] = np.cumsum([0] + [len(d.input_ids) for d in documents]).astype(np.int64)
-    return arrays, {f"documents/{name}": [getattr(d, name) for d in documents] for name in TEXT_COLUMNS}
+    texts = {f"documents/{name}": [getattr(d, name).replace("\0", NUL) for d in documents] for name in TEXT_COLUMNS}
+    return arrays, texts
 
 
 def _create(file: h5py.File, name: str, array: np.ndarray) -> None:

@@ -1,0 +1,149 @@
+"""Tiny models of every family, made here from nothing and saved as local directories, and a store of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = ("gpt2", "llama", "qwen2", "gemma3")
+LAYERS, WIDTH = 8, 64
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE trained on the shipped corpora."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [json.loads(line)["text"] for p in sorted((ROOT / "corpora").glob("*.jsonl")) for line in open(p)]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=["<|endoftext|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|end|>")
+
+
+def make_model(family: str, vocabulary: int, seed: int = 0):
+    """A randomly initialised transformers model whose weights are large enough for layers to differ."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(seed)
+    common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2}
+    stack = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 4}
+    config = {
+        "gpt2": lambda: t.GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=256, **common),
+        "llama": lambda: t.LlamaConfig(**stack, num_key_value_heads=2, max_position_embeddings=256, **common),
+        "qwen2": lambda: t.Qwen2Config(**stack, num_key_value_heads=2, max_position_embeddings=256, **common),
+        "gemma3": lambda: t.Gemma3TextConfig(
+            **stack,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=256,
+            sliding_window=16,
+            pad_token_id=1,
+            **common,
+        ),
+    }[family]()
+    return t.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
+    """family -> directory of its tiny model."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("models") / f"tiny-{family}"
+            make_model(family, len(tokenizer)).save_pretrained(made[family])
+            tokenizer.save_pretrained(made[family])
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def hub_cache(tmp_path_factory, tokenizer) -> Path:
+    """A hub cache that holds a tiny model under the name gpt2-medium."""
+    cache = tmp_path_factory.mktemp("hub")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = cache / "models--gpt2-medium"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    make_model("gpt2", len(tokenizer), seed=1).save_pretrained(snapshot)
+    tokenizer.save_pretrained(snapshot)
+    return cache
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Path:
+    """An empty store, used by everything that runs in this process."""
+    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("LENSAE_EXPERIMENTS", str(tmp_path / "experiments"))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def lensae(store, capsys, monkeypatch):
+    """Run a command line in this process: lensae("store", "list") -> (exit status, stdout, stderr)."""
+    from lensae.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, model_dir) -> Path:
+    """A store with one small set, an SAE and its index, to be looked at and not changed."""
+    from lensae.recipe import TrainRecipe
+    from lensae.stages import collect, index, train
+
+    place = tmp_path_factory.mktemp("trained") / "store"
+    before = os.environ.get("LENSAE_STORE")
+    os.environ["LENSAE_STORE"] = str(place)
+    try:
+        options = collect.CollectOptions(
+            model=str(model_dir("llama")), hooks=("blocks.4.hook_resid_post",), max_new_tokens=24, samples_per_prompt=2
+        )
+        collect.collect(options, "python main.py collect")
+        train.train(TrainRecipe(width=8, k=8, epochs=3, batch=512))
+        index.build()
+    finally:
+        if before is None:
+            del os.environ["LENSAE_STORE"]
+        else:
+            os.environ["LENSAE_STORE"] = before
+    return place
+
+
+@pytest.fixture
+def use_trained(trained, monkeypatch) -> Path:
+    """The trained store as the current one."""
+    monkeypatch.setenv("LENSAE_STORE", str(trained))
+    return trained

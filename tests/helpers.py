@@ -1,0 +1,52 @@
+"""Documents made up for tests of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lensae.records import CapturedDocument
+from lensae.store.writer import SetWriter, header
+
+HOOK = "blocks.1.hook_resid_post"
+MODEL = {"name": "toy", "path": "", "weights_sha256": "w", "tokenizer_sha256": "t"}
+
+
+def document(number: int, rows: int, width: int = 16, hook: str = HOOK) -> CapturedDocument:
+    """A document of `rows` two-character tokens; its activations depend on its number alone."""
+    random = np.random.default_rng(number)
+    text = "".join(f"{chr(97 + number % 26)}{i % 10}" for i in range(rows))
+    position = np.arange(1, rows + 1)
+    return CapturedDocument(
+        text,
+        text[: 2 * (rows // 3)] + f"|{number // 2}",
+        ["red", "green", "blue"][number % 3],
+        np.concatenate([[0], random.integers(2, 99, rows)]),
+        random.integers(2, 99, rows),
+        position,
+        (position > rows // 3).astype(np.uint8),
+        2 * (position - 1),
+        2 * position,
+        {hook: random.normal(size=(rows, width)).astype(np.float32)},
+    )
+
+
+def documents(count: int = 30, width: int = 16) -> list[CapturedDocument]:
+    """Documents of different lengths, one of them empty."""
+    return [document(n, 0 if n == 5 else 7 + n % 11, width) for n in range(count)]
+
+
+def writer(folder: Path, spec: dict | None = None, dtype: str = "float16", width: int = 16, shard_rows: int = 64):
+    """A writer for made-up documents."""
+    about = header(MODEL, HOOK, width, dtype, {"lensae": "test"})
+    return SetWriter(folder, about, spec or {"corpus": "made-up", "seed": 0}, "python main.py collect", shard_rows)
+
+
+def write_set(folder: Path, found: list[CapturedDocument], **options) -> Path:
+    """A finished set of `found`."""
+    with writer(folder, **options) as open_writer:
+        for one in found:
+            open_writer.append(one)
+        open_writer.finish({})
+    return folder

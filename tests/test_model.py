@@ -1,0 +1,268 @@
+"""The model: both hooked routes against plain transformers, over every family."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, LAYERS, WIDTH
+
+from lensae import model as models
+from lensae.errors import LensaeError, UserError
+from lensae.model.generate import Sampling, generate, read, sample, uniforms
+from lensae.records import GENERATED, PROMPT
+
+TEXTS = ["After six weeks of morning runs along the canal", "The tram", "Which matters more: the bar, or the rest?"]
+RESIDUAL = [f"blocks.{n}.hook_resid_post" for n in range(LAYERS)]
+
+
+def load(directory, hooks=RESIDUAL):
+    return models.load(models.resolve(str(directory)), hooks)
+
+
+def hidden_states(directory, ids: list[int]) -> list[torch.Tensor]:
+    """The stream after each block of the plain transformers model; the last comes from before the final norm."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    found: list[torch.Tensor] = []
+    stack = plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
+    stack[-1].register_forward_hook(lambda m, i, o: found.append(o if isinstance(o, torch.Tensor) else o[0]))
+    with torch.no_grad():
+        states = plain(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return [*states[1:-1], found[0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_equal_plain_transformers_at_every_layer(family, model_dir):
+    model = load(model_dir(family))
+    assert type(model.hooked).__name__ == "ResidualStream"
+    ids = [model.text.encode(text) for text in TEXTS]
+    for written in read(model, ids, RESIDUAL):
+        expected = hidden_states(model_dir(family), written.ids)
+        for hook, state in zip(RESIDUAL, expected, strict=True):
+            assert written.activations[hook].shape == (len(written.ids), WIDTH)
+            np.testing.assert_allclose(written.activations[hook], state[0].numpy(), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_routes_give_the_same(family, model_dir):
+    other = "blocks.3.hook_mlp_out"
+    fast, general = load(model_dir(family)), load(model_dir(family), [*RESIDUAL, other])
+    assert type(general.hooked).__name__ == "TransformerBridge"
+    ids = [fast.text.encode(text) for text in TEXTS]
+    a, b = read(fast, ids, RESIDUAL), read(general, ids, [*RESIDUAL, other])
+    for x, y in zip(a, b, strict=True):
+        for hook in RESIDUAL:
+            np.testing.assert_allclose(x.activations[hook], y.activations[hook], rtol=1e-3, atol=1e-3)
+    assert general.widths([other]) == {other: WIDTH}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_captures_what_reading_gives(family, model_dir):
+    """Ragged batch, KV cache, ends at different lengths: the same as a plain uncached pass over the finished text."""
+    model, hooks = load(model_dir(family)), RESIDUAL[3:6]
+    prompts = [model.text.encode(text) for text in TEXTS]
+    written = generate(model, prompts, Sampling(12, 1.0, 50, 3), range(len(prompts)), hooks)
+    assert all(0 < len(w.new_ids) <= 12 for w in written)
+    for w, again in zip(written, read(model, [w.ids for w in written], hooks), strict=True):
+        for hook in hooks:
+            assert w.activations[hook].shape == (len(w.ids), WIDTH)
+            np.testing.assert_allclose(w.activations[hook], again.activations[hook], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_a_batch_of_one_gives_the_same(family, model_dir):
+    model, hook = load(model_dir(family)), RESIDUAL[4]
+    prompts = [model.text.encode(text) for text in TEXTS]
+    together = generate(model, prompts, Sampling(10, 0.8, 50, 5), [7, 8, 9], [hook])
+    for prompt, stream, expected in zip(prompts, [7, 8, 9], together, strict=True):
+        alone = generate(model, [prompt], Sampling(10, 0.8, 50, 5), [stream], [hook])[0]
+        assert alone.new_ids == expected.new_ids
+        np.testing.assert_allclose(alone.activations[hook], expected.activations[hook], rtol=1e-3, atol=1e-3)
+
+
+def test_greedy_equals_transformers_generate(model_dir):
+    from transformers import AutoModelForCausalLM
+
+    model = load(model_dir("llama"))
+    prompt = model.text.encode(TEXTS[0])
+    plain = AutoModelForCausalLM.from_pretrained(model_dir("llama")).eval()
+    expected = plain.generate(torch.tensor([prompt]), max_new_tokens=15, do_sample=False, pad_token_id=1)
+    ours = generate(model, [prompt], Sampling(15, 0.0), [0])[0]
+    theirs = [t for t in expected[0, len(prompt) :].tolist() if t not in model.text.eos_ids]
+    assert ours.new_ids == theirs
+
+
+class Shift:
+    """An edit that adds a constant to every token it may touch, and notes what it saw."""
+
+    hook = RESIDUAL[4]
+
+    def __init__(self, origin=PROMPT, by=3.0):
+        self.origin, self.by, self.seen = origin, by, []
+
+    def apply(self, x_BTD, origin_BT):
+        self.seen.append(origin_BT.clone())
+        return torch.where((origin_BT >= self.origin)[..., None], x_BTD + self.by, x_BTD)
+
+
+@pytest.mark.parametrize("hooks", [RESIDUAL, [*RESIDUAL, "blocks.0.hook_mlp_out"]], ids=["fast", "general"])
+@pytest.mark.parametrize("origin", [PROMPT, GENERATED])
+def test_cached_and_uncached_generation_agree_under_an_edit(hooks, origin, model_dir):
+    model = load(model_dir("llama"), hooks)
+    prompt = model.text.encode(TEXTS[0])
+    cached = generate(model, [prompt], Sampling(10, 0.0), [0], edits=[Shift(origin)])[0].new_ids
+    assert cached != generate(model, [prompt], Sampling(10, 0.0), [0])[0].new_ids
+    from lensae.model.score import next_token_logprobs
+
+    ids = list(prompt)
+    for _ in range(len(cached)):
+        logp = next_token_logprobs(model, [ids], [Shift(origin)], [len(prompt)])[0]
+        ids.append(int(logp[-1].argmax()))
+    assert ids[len(prompt) :] == cached
+
+
+def test_what_is_captured_is_edited_and_hooks_are_gone_afterwards(model_dir):
+    model = load(model_dir("llama"))
+    prompt = model.text.encode(TEXTS[0])
+    plain = read(model, [prompt], [RESIDUAL[4]])[0].activations[RESIDUAL[4]]
+    edited = read(model, [prompt], [RESIDUAL[4]], [Shift()])[0].activations[RESIDUAL[4]]
+    np.testing.assert_allclose(edited[1:], plain[1:] + 3.0, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(edited[0], plain[0])  # BOS is never edited
+    np.testing.assert_array_equal(read(model, [prompt], [RESIDUAL[4]])[0].activations[RESIDUAL[4]], plain)
+
+
+def test_padding_and_special_tokens_are_marked(model_dir):
+    model, edit = load(model_dir("llama")), Shift()
+    prompts = [model.text.encode(text) for text in TEXTS]
+    generate(model, prompts, Sampling(3, 1.0), range(3), edits=[edit])
+    first = edit.seen[0]
+    longest = max(map(len, prompts))
+    for row, prompt in zip(first.tolist(), prompts, strict=True):
+        pads = longest - len(prompt)
+        assert row == [-1] * (pads + 1) + [PROMPT] * (len(prompt) - 1)
+    assert set(edit.seen[1].flatten().tolist()) == {GENERATED}
+
+
+def test_sampling_follows_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    u = torch.linspace(0, 1, 20001)[:-1]
+    drawn = sample(logits.expand(len(u), -1), u, Sampling(1, temperature=0.5, top_k=3))
+    share = torch.bincount(drawn, minlength=4) / len(u)
+    expected = torch.tensor([4.0, 2.0, 0.0]).softmax(0)
+    torch.testing.assert_close(share[:3], expected, atol=1e-3, rtol=0)
+    assert share[3] == 0
+
+
+def test_random_streams_are_apart_and_repeatable():
+    assert (uniforms(1, 2, 5) == uniforms(1, 2, 5)).all()
+    assert not np.isclose(uniforms(1, 2, 5), uniforms(1, 3, 5)).any()
+    assert not np.isclose(uniforms(1, 2, 5), uniforms(2, 2, 5)).any()
+
+
+def test_unknown_hook_names_the_nearest(model_dir):
+    with pytest.raises(UserError) as error:
+        load(model_dir("gpt2"), ["blocks.3.hook_resid_pst"])
+    assert "blocks.3.hook_resid_post" in error.value.hint
+    with pytest.raises(UserError):
+        load(model_dir("gpt2"), [f"blocks.{LAYERS}.hook_resid_post"])
+
+
+def test_a_hook_without_a_vector_per_token_is_refused(model_dir):
+    model = load(model_dir("gpt2"), ["blocks.3.attn.hook_pattern"])
+    with pytest.raises(UserError, match="one vector per token|never fires"):
+        model.widths(["blocks.3.attn.hook_pattern"])
+
+
+def test_precision_is_restored(model_dir):
+    before = torch.get_float32_matmul_precision()
+    model = load(model_dir("gpt2"))
+    read(model, [model.text.encode("a")], RESIDUAL[:1])
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_prompt_longer_than_the_context(model_dir):
+    model = load(model_dir("gpt2"))
+    with pytest.raises(UserError, match="reads 256"):
+        generate(model, [[5] * 250], Sampling(10), [0])
+
+
+@pytest.mark.parametrize("name", ["no/such-model", "gpt2-nope", "not a name!", "x" * 200])
+def test_unknown_model_fails_at_once_and_helps(name, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "LENSAE_STORE": str(tmp_path)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "main.py", "collect", name],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    assert done.returncode == 2, done.stderr
+    assert time.monotonic() - started < 5 + 2, "the machine may be slow, the network must not be waited for"
+    assert "smollm2-135m" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_directories_that_are_no_models(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        models.resolve(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="safetensors"):
+        models.resolve(str(tmp_path))
+    with pytest.raises(UserError, match="no file"):
+        models.resolve(str(tmp_path / "missing.gguf"))
+
+
+def test_a_broken_gguf_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSAE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(LensaeError):
+        models.resolve(str(tmp_path / "broken.gguf"))
+    assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    source = models.resolve()
+    return models.load(source, ["blocks.15.hook_resid_post"])
+
+
+def test_the_embedded_model_is_a_language_model(smollm2):
+    assert (smollm2.n_layers, smollm2.d_model) == (30, 576)
+    assert smollm2.default_hook() == "blocks.15.hook_resid_post"
+    from lensae.model.score import next_token_logprobs
+    from lensae.steering.measure import cross_entropy, perplexity
+
+    def perplexity_of(text: str) -> float:
+        ids = smollm2.text.encode(text)
+        logp = next_token_logprobs(smollm2, [ids])[0]
+        return perplexity(cross_entropy(logp[:-1], torch.tensor(ids[1:])).tolist())
+
+    text = "The capital of France is Paris, and the capital of Italy is Rome."
+    assert perplexity_of(text) < 25
+    assert perplexity_of(" ".join(reversed(text.split()))) > 5 * perplexity_of(text)
+    answer = generate(smollm2, [smollm2.text.encode("The capital of France is")], Sampling(1, 0.0), [0])[0]
+    assert smollm2.text.decode(answer.new_ids) == " Paris"
+
+
+def test_fast_products_are_accurate_on_the_embedded_model(smollm2):
+    """Relative error against float32 at PyTorch's default below 1e-4, tokens of a real text."""
+    ids = smollm2.text.encode("When light passes from air into water it slows down and bends towards the normal.")
+    hook = "blocks.15.hook_resid_post"
+    fast = read(smollm2, [ids], [hook])[0].activations[hook][1:]
+    exact = []
+    smollm2.add_hook(hook, lambda x, hook: exact.append(x[0, 1:].numpy().copy()))
+    with torch.inference_mode():
+        smollm2.forward(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
+    smollm2.reset_hooks()
+    assert np.linalg.norm(fast - exact[0]) / np.linalg.norm(exact[0]) < 1e-4
+    norms = np.linalg.norm(exact[0], axis=1)
+    assert norms.max() < 10 * np.median(norms), "the attention sink lies on BOS and nowhere else"

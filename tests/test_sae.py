@@ -1,0 +1,340 @@
+"""Sparse autoencoders: arithmetic against plain references, files against the layout, training against planted truth."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensae import registry
+from lensae.errors import DamagedError, LensaeError, UserError
+from lensae.recipe import TrainRecipe, load_train
+from lensae.sae import checkpoint, functional
+from lensae.sae.base import SAE
+from lensae.sae.evaluate import Accumulator
+from lensae.sae.fit import fit, learning_rate, make_plan, measure
+from lensae.sae.training import DeadFeatures
+
+ARCHITECTURES = registry.names("sae.architectures")
+
+
+def trainer_of(arch: str, d_model: int = 12, d_sae: int = 30, dead_window: int = 10_000, **recipe):
+    torch.manual_seed(0)
+    settings = TrainRecipe(arch=arch, **{"k": 4, "l1": 0.05, **recipe})
+    return registry.load("sae.architectures", arch).Trainer(d_model, d_sae, settings, dead_window)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_topk_against_sorting(seed, k):
+    pre = np.random.default_rng(seed).normal(size=(5, 9)).astype(np.float32)
+    found = functional.topk(torch.from_numpy(pre), k).numpy()
+    for row, values in zip(pre, found, strict=True):
+        keep = np.argsort(-row)[:k]
+        expected = np.zeros(9, np.float32)
+        expected[keep] = np.maximum(row[keep], 0)
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_geometric_median_minimises_distances():
+    torch.manual_seed(0)
+    x = torch.randn(200, 5)
+    x[:20] += 50  # far away: the mean follows them, the median hardly does
+    point = functional.geometric_median(x)
+
+    def total(p):
+        return (x - p).norm(dim=1).sum()
+
+    assert all(total(point) <= total(point + 0.05 * torch.randn(5)) for _ in range(50))
+    assert point.norm() < 1 < x.mean(0).norm()
+
+
+def test_figures_against_their_formulas():
+    torch.manual_seed(0)
+    x, x_hat = torch.randn(300, 6) * torch.arange(1.0, 7) + 5, torch.randn(300, 6)
+    features = torch.relu(torch.randn(300, 8) - 1)
+    features[:, 3] = 0
+    total = Accumulator(6, 8)
+    for part in torch.arange(300).split(77):
+        total.add(x[part], x_hat[part], features[part])
+    found = total.result()
+    error = (x - x_hat).square().sum(1).mean()
+    assert found.explained_variance == pytest.approx(
+        float(1 - error / (x.square().sum(1).mean() - x.mean(0).square().sum())), rel=1e-5
+    )
+    per_dim = 1 - (x - x_hat).square().mean(0) / x.var(0, unbiased=False)
+    assert found.explained_variance_per_dim == pytest.approx(float(per_dim.mean()), rel=1e-5)
+    assert found.l0 == pytest.approx(float((features > 0).sum(1).float().mean()))
+    assert found.dead_share == pytest.approx(1 / 8)
+    assert found.cosine == pytest.approx(float(torch.cosine_similarity(x, x_hat).mean()), rel=1e-5)
+    assert found.shrinkage == pytest.approx(float((x_hat.norm(dim=1) / x.norm(dim=1)).mean()), rel=1e-5)
+    torch.testing.assert_close(found.density, (features > 0).float().mean(0))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gradients_against_finite_differences(arch):
+    """In float64, along random directions of every parameter."""
+    trainer = trainer_of(arch).double().eval()
+    torch.manual_seed(1)
+    trainer.b_enc.data = 0.1 * torch.randn_like(trainer.b_enc)
+    x = torch.randn(40, 12, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return sum(trainer(x).losses.values())
+
+    loss().backward()
+    for name, parameter in trainer.named_parameters():
+        direction = torch.randn_like(parameter)
+        step = 1e-6 / direction.norm()
+        with torch.no_grad():
+            parameter += step * direction
+            up = loss()
+            parameter -= 2 * step * direction
+            down = loss()
+            parameter += step * direction
+        numeric = float((up - down) / (2 * step))
+        assert numeric == pytest.approx(float((parameter.grad * direction).sum()), rel=1e-4, abs=1e-6), name
+
+
+def test_aux_loss_moves_dead_features_and_only_them():
+    trainer = trainer_of("topk", dead_window=1_000, aux=0.03)
+    trainer.b_enc.data[7] = -3.0  # seldom positive, never among the k largest
+    x = torch.randn(64, 12)
+    assert float(trainer(x).losses["aux"].detach()) == 0, "nothing is dead yet"
+    trainer.dead.silent_F[7] = 1_000
+    trainer(x * 3).losses["aux"].backward()
+    moved = trainer.W_dec.grad.norm(dim=1) > 0
+    assert moved.tolist() == [feature == 7 for feature in range(30)]
+    assert trainer.W_enc.grad[:, 7].norm() > 0
+
+
+def test_dead_features_are_counted_in_tokens():
+    dead = DeadFeatures(3, window=25)
+    fires = torch.tensor([[1.0, 0.0, 0.0]] * 10)
+    for _ in range(3):
+        dead.saw(fires)
+    assert dead.mask_F.tolist() == [False, True, True]
+    dead.saw(torch.tensor([[0.0, 2.0, 0.0]]))
+    assert dead.silent_F.tolist() == [1, 0, 31]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_decoder_keeps_unit_rows(arch):
+    trainer = trainer_of(arch)
+    optimizer = torch.optim.Adam(trainer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(trainer(torch.randn(16, 12)).losses.values()).backward()
+        trainer.before_step()
+        assert (trainer.W_dec.grad * trainer.W_dec).sum(1).abs().max() < 1e-5
+        optimizer.step()
+        trainer.after_step()
+    torch.testing.assert_close(trainer.W_dec.norm(dim=1), torch.ones(30))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_folding_the_scale_changes_nothing(arch, tmp_path):
+    """The saved SAE on raw rows does what the trainer does on scaled ones, through a file."""
+    trainer = trainer_of(arch).eval()
+    raw = torch.randn(50, 12) * 7 + 1
+    scale = functional.norm_scale(raw)
+    trainer.initialise(raw * scale)
+    step = trainer(raw * scale)
+    checkpoint.save(tmp_path, trainer.sae(scale, {"model_name": "toy"}))
+    sae = checkpoint.load(tmp_path)
+    torch.testing.assert_close(sae.encode(raw), step.features_BF / scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae.decode(sae.encode(raw)), step.x_hat_BD / scale, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(30))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_layout_of_saelens(arch, tmp_path):
+    """The files hold what SAELens 6 reads, and its own formulas on them give the same features."""
+    from safetensors.numpy import load_file
+
+    trainer = trainer_of(arch).eval()
+    checkpoint.save(tmp_path, trainer.sae(0.5, {"model_name": "toy", "hook_name": "blocks.1.hook_resid_post"}))
+    cfg, t = json.loads((tmp_path / "cfg.json").read_text()), load_file(tmp_path / "sae_weights.safetensors")
+    assert cfg["architecture"] == {"topk": "topk", "tied-l1": "standard"}[arch]
+    assert cfg["metadata"]["sae_lens_version"] >= "6.0.0" and cfg["dtype"] == "float32"
+    assert (cfg["d_in"], cfg["d_sae"]) == (12, 30) and cfg["normalize_activations"] == "none"
+    shapes = {name: array.shape for name, array in t.items()}
+    assert shapes == {"W_enc": (12, 30), "b_enc": (30,), "W_dec": (30, 12), "b_dec": (12,)}
+    x = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
+    pre = np.maximum((x - t["b_dec"] * cfg["apply_b_dec_to_input"]) @ t["W_enc"] + t["b_enc"], 0)
+    if arch == "topk":
+        pre[pre < np.sort(pre, axis=1)[:, -cfg["k"], None]] = 0
+    np.testing.assert_allclose(checkpoint.load(tmp_path).encode(torch.from_numpy(x)).numpy(), pre, atol=1e-5)
+
+
+def test_jumprelu_is_run():
+    tensors = {"W_enc": torch.eye(3), "b_enc": torch.zeros(3), "W_dec": torch.eye(3), "b_dec": torch.zeros(3)}
+    sae = SAE(
+        {"architecture": "jumprelu", "d_in": 3, "d_sae": 3}, tensors | {"threshold": torch.tensor([0.0, 1.0, 2.0])}
+    )
+    assert sae.encode(torch.tensor([[1.0, 1.0, 2.5]])).tolist() == [[1.0, 0.0, 2.5]]
+    shifted = SAE({**sae.cfg, "apply_b_dec_to_input": False}, sae.tensors | {"b_dec": torch.ones(3)})
+    assert shifted.encode(torch.tensor([[1.0, 1.0, 2.5]])).tolist() == [[1.0, 0.0, 2.5]]
+
+
+def test_files_that_do_not_fit(tmp_path):
+    checkpoint.save(tmp_path, trainer_of("topk").sae(1.0, {}))
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    for change, error in (
+        ({"d_sae": 31}, DamagedError),
+        ({"architecture": "crosscoder"}, UserError),
+        ({"normalize_activations": "layer_norm"}, UserError),
+    ):
+        (tmp_path / "cfg.json").write_text(json.dumps(cfg | change))
+        with pytest.raises(error):
+            checkpoint.load(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps(cfg))
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(DamagedError):
+        checkpoint.load(tmp_path)
+
+
+def planted(rows: int, seed: int, features: int = 256, d_model: int = 64, active: int = 8):
+    """Rows that are sums of `active` of `features` unit vectors: (rows, dictionary)."""
+    generator = torch.Generator().manual_seed(seed)
+    dictionary = functional.unit_rows(torch.randn(features, d_model, generator=torch.Generator().manual_seed(9)))
+    chosen = torch.rand(rows, features, generator=generator).topk(active, dim=1).indices
+    strength = 1 + torch.rand(rows, active, generator=generator)
+    weights = torch.zeros(rows, features).scatter_(1, chosen, strength)
+    return (weights @ dictionary).numpy(), dictionary
+
+
+# An L1 penalty shrinks what it must tell apart, so the tied family gets twice the features.
+PLANTED = {
+    "topk": dict(k=8, lr=3e-3, epochs=25, width=4, batch=256),
+    "tied-l1": dict(l1=0.15, lr=2e-2, epochs=25, width=8, batch=256),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_planted_directions_are_found(arch):
+    x, dictionary = planted(24_000, 1)
+    held, _ = planted(2_000, 2)
+    recipe = TrainRecipe(arch=arch, **PLANTED[arch])
+    plan = make_plan(recipe, len(x), 64)
+    random = np.random.default_rng(0)
+    result = fit(
+        lambda window: registry.load("sae.architectures", arch).Trainer(64, plan.d_sae, recipe, window),
+        lambda epoch: iter(np.array_split(x[random.permutation(len(x))], len(x) // plan.batch)),
+        lambda: [held],
+        recipe,
+        plan,
+    )
+    sae = result.trainer.sae(result.scale, {})
+    best = (dictionary @ sae.W_dec.T).max(dim=1).values.mean()
+    assert best >= 0.95, f"mean max cosine {best:.3f}"
+    if arch == "topk":
+        assert result.heldout.l0 == pytest.approx(8, rel=0.05)
+        assert result.heldout.explained_variance > 0.75
+
+
+def small_fit(recipe: TrainRecipe, rows: np.ndarray, on_epoch=lambda e: None):
+    plan = make_plan(recipe, len(rows), rows.shape[1])
+    arch = registry.load("sae.architectures", recipe.arch)
+    return fit(
+        lambda window: arch.Trainer(rows.shape[1], plan.d_sae, recipe, window),
+        lambda epoch: iter(np.array_split(rows, max(1, len(rows) // plan.batch))),
+        lambda: [rows[:200]],
+        recipe,
+        plan,
+        on_epoch=on_epoch,
+    )
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_same_seed_same_weights(arch):
+    x, _ = planted(2_000, 3)
+    recipe = TrainRecipe(arch=arch, width=2, k=4, epochs=2, batch=256)
+    first, second = (small_fit(recipe, x).trainer.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_best_weights_are_kept_and_training_stops_early():
+    """A rate that overshoots: later epochs are worse, and what is kept is the best of them."""
+    x, _ = planted(2_000, 3)
+    recipe = TrainRecipe(width=1, k=2, epochs=30, batch=128, lr=0.5, patience=2, decay=0, warmup=0)
+    result = small_fit(recipe, x)
+    losses = [epoch.heldout_loss for epoch in result.history]
+    assert len(losses) < 30 and "no better" in result.stopped
+    _figures, kept = measure(result.trainer, [x[:200]], result.scale)
+    assert kept == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_interrupted_training_keeps_its_best_epoch():
+    x, _ = planted(1_000, 3)
+
+    def interrupt(epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    result = small_fit(TrainRecipe(width=1, k=2, epochs=9, batch=128), x, interrupt)
+    assert result.stopped == "interrupted" and len(result.history) == 2
+
+
+def test_activations_that_are_not_finite():
+    x, _ = planted(1_000, 3)
+    x[500, 3] = math.nan
+    with pytest.raises(LensaeError, match="not finite"):
+        small_fit(TrainRecipe(width=1, k=2, epochs=2, batch=128), x)
+
+
+def test_learning_rate_schedule():
+    recipe = TrainRecipe(lr=1.0, warmup=0.1, decay=0.2, batch=10, epochs=10)
+    plan = make_plan(recipe, 100, 8)
+    rates = [learning_rate(step, plan, recipe) for step in range(plan.steps)]
+    assert plan.steps == 100 and rates[0] == pytest.approx(0.1) and rates[50] == 1.0
+    assert rates[-1] == pytest.approx(0.05) and max(rates) == 1.0
+
+
+def test_tokens_bound_the_training():
+    plan = make_plan(TrainRecipe(tokens=5_000, batch=100), 1_200, 8)
+    assert plan.steps == 50 and plan.epochs == 5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"k": 0},
+        {"width": -1},
+        {"lr": math.nan},
+        {"lr": 0},
+        {"l1": math.inf},
+        {"heldout": 1},
+        {"epochs": 1, "tokens": 1},
+    ],
+)
+def test_recipes_refuse_what_cannot_work(bad):
+    with pytest.raises(UserError):
+        TrainRecipe(**bad)
+
+
+def test_more_active_features_than_there_are():
+    with pytest.raises(UserError, match="more than"):
+        trainer_of("topk", k=31)
+
+
+def test_recipe_files(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[train]\narch = "tied-l1"\nl1 = 0.2\nwarmup = 0.1\n')
+    recipe = load_train(path, l1=0.3, k=None)
+    assert (recipe.arch, recipe.l1, recipe.warmup, recipe.k) == ("tied-l1", 0.3, 0.1, 32)
+    for text, message in (
+        ("[train]\nwdith = 4\n", "width"),
+        ("[train]\nk = 'many'\n", "cannot be"),
+        ("[other]\n", "no .train. table"),
+        ("not toml", "not TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message) as error:
+            load_train(path)
+        assert error.value.what

@@ -1,0 +1,308 @@
+"""The store: what goes in comes out, at any interruption, and damage is found."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from helpers import HOOK, document, documents, write_set, writer
+
+from lensae.errors import DamagedError, LensaeError, UserError
+from lensae.paths import find_set, list_sets, read_set
+from lensae.store.reader import SetReader, group_of
+from lensae.store.verify import verify
+
+
+@pytest.fixture
+def folder(store) -> Path:
+    return store / "toy" / HOOK
+
+
+def faults(folder: Path) -> list:
+    return [fault for _file, found in verify(read_set(folder)) for fault in found]
+
+
+def shard_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_round_trip(folder, dtype):
+    made = documents()
+    write_set(folder, made, dtype=dtype)
+    reader = SetReader(find_set("toy"))
+    assert len(reader.shards) > 3 and reader.rows == sum(len(d.token_id) for d in made)
+    stored = [d for shard in reader.documents for d in shard]
+    assert len(stored) == len(made)
+    for one, there, rows in zip(made, stored, reader.document_rows(stored), strict=True):
+        assert (one.text, one.prompt, one.label) == (there.text, there.prompt, there.label)
+        np.testing.assert_array_equal(one.input_ids, there.input_ids)
+        np.testing.assert_array_equal(one.activations[HOOK].astype(dtype).astype(np.float32), rows)
+        with reader.shard(there.shard) as shard:
+            for i, row in enumerate(range(*there.rows)):
+                span = shard.span(row)
+                assert (span.document, span.token_id, span.position) == (there.index, one.token_id[i], one.position[i])
+                assert there.text[span.start : span.end] == one.text[2 * i : 2 * i + 2]
+                assert span.origin == one.origin[i]
+    assert not faults(folder)
+
+
+def test_shards_are_chunked_and_checksummed(folder):
+    write_set(folder, documents())
+    with h5py.File(folder / "shards" / "00000.h5") as file:
+        assert file["activations"].fletcher32 and file["activations"].chunks[1] == 16
+        assert all(file[name].fletcher32 for name in ("token_id", "document", "position", "origin"))
+
+
+def test_a_document_lies_in_one_shard(folder):
+    write_set(folder, [document(n, 50) for n in range(5)], shard_rows=64)
+    assert [s["rows"] for s in read_set(folder).manifest["shards"]] == [100, 100, 50]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 6, 13, 29, 30])
+def test_an_interrupted_pass_ends_in_the_same_bytes(folder, store, cut):
+    made = documents()
+    write_set(store / "whole" / HOOK, made)
+    with writer(folder) as first:
+        for one in made[:cut]:
+            first.append(one)
+    with writer(folder) as second:
+        assert not second.complete
+        for one in made[second.documents_done :]:
+            second.append(one)
+        second.finish({})
+    assert shard_bytes(folder) == shard_bytes(store / "whole" / HOOK)
+
+
+def test_a_killed_writer_loses_at_most_its_shard(folder, store):
+    """SIGKILL at whatever instant; the next run adopts what is whole and clears away what is not."""
+    made = documents(400)
+    write_set(store / "whole" / HOOK, made, shard_rows=32)
+    code = (
+        "import sys; from pathlib import Path; from helpers import *\n"
+        "with writer(Path(sys.argv[1]), shard_rows=32) as w:\n"
+        "    print('go', flush=True)\n"
+        "    for d in documents(400)[w.documents_done:]: w.append(d)\n"
+        "    w.finish({})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    random = np.random.default_rng(0)
+    kills = 0
+    for _ in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], env=environment, stdout=subprocess.PIPE, cwd=folder.parents[1]
+        )
+        process.stdout.readline()
+        try:
+            process.wait(timeout=random.uniform(0.005, 0.12))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        process.stdout.close()
+    with writer(folder, shard_rows=32) as last:
+        for one in made[last.documents_done :]:
+            last.append(one)
+        last.finish({})
+    assert kills > 2
+    assert shard_bytes(folder) == shard_bytes(store / "whole" / HOOK)
+    assert not faults(folder)
+
+
+def test_a_finished_pass_is_not_written_again(folder):
+    write_set(folder, documents())
+    before = shard_bytes(folder)
+    with writer(folder) as again:
+        assert again.complete and again.documents_done == 30
+    assert shard_bytes(folder) == before
+
+
+def test_a_second_pass_is_added(folder):
+    write_set(folder, documents())
+    write_set(folder, documents(10), spec={"corpus": "made-up", "seed": 1})
+    manifest = read_set(folder).manifest
+    assert len(manifest["passes"]) == 2 and {s["pass"] for s in manifest["shards"]} == {0, 1}
+    assert SetReader(find_set()).rows == sum(p["rows"] for p in manifest["passes"])
+
+
+def test_other_settings_do_not_fit_the_set(folder):
+    write_set(folder, documents())
+    with pytest.raises(UserError, match="dtype"):
+        writer(folder, dtype="float32")
+    with pytest.raises(UserError, match="width"):
+        writer(folder, width=32)
+
+
+def test_one_writer_at_a_time(folder):
+    with writer(folder), pytest.raises(LensaeError, match="another process"):
+        writer(folder)
+    with writer(folder):
+        pass
+
+
+def test_a_full_disk_keeps_whole_shards(folder, monkeypatch):
+    made = documents()
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        if "partial" in os.readlink(f"/proc/self/fd/{descriptor}") and "shards" in os.readlink(
+            f"/proc/self/fd/{descriptor}"
+        ):
+            calls.append(descriptor)
+            if len(calls) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), writer(folder) as open_writer:
+        for one in made:
+            open_writer.append(one)
+    assert sorted(p.name for p in (folder / "shards").iterdir()) == ["00000.h5", "00001.h5"]
+    assert not faults(folder)
+    with writer(folder) as again:
+        for one in made[again.documents_done :]:
+            again.append(one)
+        again.finish({})
+    assert not faults(folder)
+
+
+def test_an_unfinished_set_says_how_to_go_on(folder):
+    with writer(folder) as open_writer:
+        for one in documents():
+            open_writer.append(one)
+    with pytest.raises(UserError, match="unfinished") as error:
+        find_set("toy")
+    assert "python main.py collect" in error.value.hint
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 2000])
+def test_a_truncated_shard_is_named(folder, keep):
+    write_set(folder, documents())
+    path = folder / "shards" / "00001.h5"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert {fault.shard for fault in faults(folder)} == {"00001.h5"}
+    reader = SetReader(find_set())
+    with pytest.raises(DamagedError, match=r"00001\.h5"):
+        list(reader.documents)
+
+
+def test_a_missing_shard_is_named(folder):
+    write_set(folder, documents())
+    (folder / "shards" / "00002.h5").unlink()
+    assert [(f.shard, f.what) for f in faults(folder)] == [("00002.h5", "missing")]
+    with pytest.raises(DamagedError, match=r"00002\.h5.*missing"):
+        SetReader(find_set()).shard(2)
+
+
+def test_200_flipped_bits_are_all_found(folder):
+    write_set(folder, documents(12), shard_rows=10_000)
+    path = folder / "shards" / "00000.h5"
+    good = path.read_bytes()
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        bad = bytearray(good)
+        place, bit = int(random.integers(len(good))), int(random.integers(8))
+        bad[place] ^= 1 << bit
+        path.write_bytes(bad)
+        assert faults(folder), f"bit {bit} of byte {place}"
+    path.write_bytes(good)
+    assert not faults(folder)
+
+
+def test_a_bad_chunk_is_named(folder):
+    write_set(folder, [document(n, 500) for n in range(6)], shard_rows=10_000)
+    path = folder / "shards" / "00000.h5"
+    with h5py.File(path) as file:
+        offset = file["activations"].id.get_chunk_info(1).byte_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 5] ^= 1
+    path.write_bytes(data)
+    assert [f.where for f in faults(folder)] == ["activations, chunk at row 1024"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"passes": 1}', "\x00\xff"])
+def test_a_spoiled_manifest(folder, text):
+    write_set(folder, documents())
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(DamagedError, match="manifest"):
+        find_set("toy")
+
+
+def test_a_newer_schema_is_refused(folder):
+    write_set(folder, documents())
+    with h5py.File(folder / "shards" / "00000.h5", "a") as file:
+        file.attrs["schema"] = 99
+    with pytest.raises(DamagedError, match="newer"):
+        SetReader(find_set()).shard(0)
+
+
+def test_names(store):
+    for name in ("a--b", "c"):
+        write_set(store / name / HOOK, documents(3))
+    assert find_set(f"a--b/{HOOK}").name == find_set("a/b").name == f"a--b/{HOOK}"
+    assert find_set().name == f"c/{HOOK}", "the one finished last"
+    assert find_set(str(store / "a--b" / HOOK)).name == f"a--b/{HOOK}"
+    with pytest.raises(UserError, match="several"):
+        find_set(HOOK)
+    with pytest.raises(UserError, match="no activation set"):
+        find_set("nothing")
+    assert len(list_sets()) == 2
+
+
+class TestReader:
+    @pytest.fixture
+    def reader(self, folder) -> SetReader:
+        write_set(folder, documents(60))
+        return SetReader(find_set())
+
+    def rows(self, reader, chosen) -> np.ndarray:
+        return np.concatenate(list(reader.document_rows(chosen)))
+
+    def test_every_row_once_an_epoch_in_another_order(self, reader, monkeypatch):
+        monkeypatch.setattr("lensae.store.reader.WINDOW_CHUNKS", 3)
+        training, _held = reader.split(0.2, 0)
+        expected = self.rows(reader, training)
+        epochs = [np.concatenate(list(reader.shuffled(training, 32, 7, epoch))) for epoch in (0, 1)]
+        order = np.lexsort(expected.T)
+        for found in epochs:
+            assert found.shape == expected.shape
+            np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[order])
+        assert not np.array_equal(*epochs)
+
+    def test_batches_are_full_and_repeatable(self, reader):
+        training, _held = reader.split(0.2, 0)
+        first, second = (list(reader.shuffled(training, 50, 3, 2)) for _ in range(2))
+        assert [len(b) for b in first[:-1]] == [50] * (len(first) - 1)
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_a_prompt_is_on_one_side_of_the_split(self, reader):
+        training, held = reader.split(0.25, 4)
+        assert held and not {group_of(d) for d in training} & {group_of(d) for d in held}
+        with_rows = [d for shard in reader.documents for d in shard if d.rows[1] > d.rows[0]]
+        assert len(training) + len(held) == len(with_rows)
+        assert [d.text for d in reader.split(0.25, 4)[1]] == [d.text for d in held]
+        assert [d.text for d in reader.split(0.25, 5)[1]] != [d.text for d in held]
+
+
+def test_two_collects_into_one_set_at_once(lensae, store, model_dir):
+    """The second is told; the first is not disturbed."""
+    folder = store / "tiny-llama" / "blocks.4.hook_resid_post"
+    from lensae.store.lock import WriterLock
+
+    lock = WriterLock(folder)
+    arguments = ("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 4)
+    status, _out, err = lensae(*arguments)
+    assert status == 1 and "another process" in err
+    lock.release()
+    assert lensae(*arguments)[0] == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["passes"][0]["completed_at"]
