@@ -23,7 +23,8 @@ def tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    texts = [json.loads(line)["text"] for p in sorted((ROOT / "corpora").glob("*.jsonl")) for line in open(p)]
+    files = sorted((ROOT / "corpora").glob("*.jsonl"))
+    texts = [json.loads(line)["text"] for path in files for line in path.read_text().splitlines()]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

@@ -177,7 +177,7 @@ def test_unknown_hook_names_the_nearest(model_dir):
 
 def test_a_hook_without_a_vector_per_token_is_refused(model_dir):
     model = load(model_dir("gpt2"), ["blocks.3.attn.hook_pattern"])
-    with pytest.raises(UserError, match="one vector per token|never fires"):
+    with pytest.raises(UserError, match=r"one vector per token|never fires"):
         model.widths(["blocks.3.attn.hook_pattern"])
 
 

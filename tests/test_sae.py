@@ -1,4 +1,4 @@
-"""Sparse autoencoders: arithmetic against plain references, files against the layout, training against planted truth."""
+"""Sparse autoencoders: arithmetic against references, files against the layout, training against planted truth."""
 
 from __future__ import annotations
 
@@ -211,8 +211,8 @@ def planted(rows: int, seed: int, features: int = 256, d_model: int = 64, active
 
 # An L1 penalty shrinks what it must tell apart, so the tied family gets twice the features.
 PLANTED = {
-    "topk": dict(k=8, lr=3e-3, epochs=25, width=4, batch=256),
-    "tied-l1": dict(l1=0.15, lr=2e-2, epochs=25, width=8, batch=256),
+    "topk": {"k": 8, "lr": 3e-3, "epochs": 25, "width": 4, "batch": 256},
+    "tied-l1": {"l1": 0.15, "lr": 2e-2, "epochs": 25, "width": 8, "batch": 256},
 }
 
 
@@ -329,12 +329,11 @@ def test_recipe_files(tmp_path):
     recipe = load_train(path, l1=0.3, k=None)
     assert (recipe.arch, recipe.l1, recipe.warmup, recipe.k) == ("tied-l1", 0.3, 0.1, 32)
     for text, message in (
-        ("[train]\nwdith = 4\n", "width"),
+        ("[train]\nwdith = 4\n", "wdith"),
         ("[train]\nk = 'many'\n", "cannot be"),
         ("[other]\n", "no .train. table"),
         ("not toml", "not TOML"),
     ):
         path.write_text(text)
-        with pytest.raises(UserError, match=message) as error:
+        with pytest.raises(UserError, match=message):
             load_train(path)
-        assert error.value.what

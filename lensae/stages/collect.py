@@ -233,7 +233,7 @@ def check_finite(document: CapturedDocument, dtype: str) -> None:
         if not np.isfinite(largest):
             at = int(document.position[np.argwhere(~np.isfinite(x).all(1))[0, 0]])
             raise LensaeError(f"{hook} is not finite at token {at} of '{document.text[:40]}...'", "check the model")
-        if largest > np.finfo(dtype).max:
+        if largest > float(np.finfo(dtype).max):
             raise LensaeError(f"{hook} reaches {largest:,.0f}, which {dtype} cannot hold", "give --dtype float32")
 
 

@@ -11,6 +11,7 @@ from lensae.paths import experiments_root, find_set, list_saes, write_json
 from lensae.recipe import TrainRecipe, load_train, table
 from lensae.stages import collect, evaluate, index, lookup, steer, train
 
+SELDOM = 0.02
 TABLES = ("collect", "train", "features", "steer")
 
 
@@ -67,8 +68,10 @@ def run(path: Path, progress, watcher: Callable[[], train.Watcher]) -> Iterator[
         yield Done("features", "", feature)
     scales = tuple(float(s) for s in recipe["steer"]["scales"])
     target = chosen[0].stats.feature
-    yield f"steer --feature {target} " + " ".join(f"--scale {s:g}" for s in scales)
-    steered = steer.steer(steer.SteerOptions(target, scales, set_name=set_name, sae_name=sae_name), progress)
+    samples = int(recipe["steer"].get("samples", 4))
+    yield f"steer --feature {target} {' '.join(f'--scale {s:g}' for s in scales)} --samples {samples}"
+    options = steer.SteerOptions(target, scales, samples=samples, set_name=set_name, sae_name=sae_name)
+    steered = steer.steer(options, progress)
     yield Done("steer", "", steered)
     yield Done("results", "", _write(path, collected, settings, evaluated, chosen, steered))
 
@@ -78,7 +81,7 @@ def load(path: Path) -> dict[str, dict]:
     known = {
         "collect": set(collect.CollectOptions.__dataclass_fields__),
         "features": {"count", "k"},
-        "steer": {"scales"},
+        "steer": {"scales", "samples"},
     }
     recipe = {name: table(path, name) for name in TABLES}
     for name, keys in known.items():
@@ -90,13 +93,18 @@ def load(path: Path) -> dict[str, dict]:
 
 
 def choose(opened: lookup.Lookup, count: int = 3, k: int = 5) -> list[ChosenFeature]:
-    """The feature that best tells each of `count` labels from the rest, one per label, best first."""
-    found: list[ChosenFeature] = []
-    for score in lookup.by_label(opened, 60):
-        if len(found) < count and score.label not in {f.score.label for f in found}:
+    """A feature for each of `count` labels, best first: those that tell their label apart (AUROC times share), and
+    fire seldom enough that their strongest examples show what they are about."""
+    density = opened.index.table()["density"]
+    scores = [score for score in lookup.by_label(opened, 60) if density[score.feature] <= SELDOM]
+    found: dict[str, ChosenFeature] = {}
+    for score in sorted(scores, key=lambda score: -score.auroc * score.share):
+        if score.label not in found and len(found) < count:
             stats = opened.index.stats(score.feature)
-            found.append(ChosenFeature(opened, score, stats, lookup.top(opened, score.feature, k)))
-    return found
+            found[score.label] = ChosenFeature(opened, score, stats, lookup.top(opened, score.feature, k))
+    if not found:
+        raise UserError(f"no feature of {opened.sae.name} tells the labels apart", "train longer, or collect more text")
+    return list(found.values())
 
 
 def _trained(set_name: str, recipe: TrainRecipe) -> str | None:

@@ -81,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SteerReport:
-    """The conditions in order: unsteered, steered at each scale, then the controls at the first scale."""
+    """The conditions in order: unsteered, steered at each scale, then the controls at the scale that is shown."""
 
     set_name: str
     sae_name: str
@@ -96,18 +96,25 @@ class SteerReport:
     steered: tuple[Run, ...]
     controls: tuple[Run, ...]
 
+    best: Run | None
+
     @property
-    def best(self) -> Run | None:
-        """The steered run that moves furthest toward the label (or, without labels, whose text makes the feature
-        fire most when read again) among those whose perplexity stays within three times the unsteered texts'."""
-        readable = [run for run in self.steered if run.perplexity <= READABLE * self.baseline.perplexity]
-        base = self.baseline
+    def shown(self) -> Run:
+        """The run whose texts are worth showing: the best, or the strongest when none is any good."""
+        return self.best or self.steered[-1]
 
-        def gain(run: Run) -> float:
-            return run.label_probability - base.label_probability if self.label else run.rereading - base.rereading
 
-        moved = [run for run in readable if gain(run) > 0]
-        return max(moved, key=gain, default=None)
+def best_of(baseline: Run, steered: Sequence[Run], labelled: bool) -> Run | None:
+    """The run that moves furthest toward the feature's label (or, without labels, whose text makes the feature fire
+    most when read again) among those whose perplexity stays within READABLE times the unsteered texts'."""
+
+    def gain(run: Run) -> float:
+        if labelled:
+            return run.label_probability - baseline.label_probability
+        return run.rereading - baseline.rereading
+
+    moved = [run for run in steered if run.perplexity <= READABLE * baseline.perplexity and gain(run) > 0]
+    return max(moved, key=gain, default=None)
 
 
 def steer(options: SteerOptions, progress: Progress | None = None) -> SteerReport:
@@ -137,7 +144,8 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
         steered.append(bench.run("steered", scale, value, bench.feature_edit(options.feature, value)))
         progress.advance(1)
     other = like_density(lookup.index, options.feature, options.seed)
-    controls = bench.controls(other, options.scales[0])
+    best = best_of(baseline, steered, bool(label))
+    controls = bench.controls(other, (best or steered[-1]).scale)
     progress.advance(2)
     return SteerReport(
         lookup.entry.name,
@@ -152,6 +160,7 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
         baseline,
         tuple(steered),
         tuple(controls),
+        best,
     )
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from lensae.records import ORIGINS, Example, FeatureStats, LabelScore
 
 HEAT = ("#ffe8a3", "#ffd166", "#f9a03f", "#f3722c", "#e63946")
+LABEL_WIDTH = 12
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -42,20 +43,19 @@ def examples(console: Console, found: list[Example] | tuple[Example, ...], maxim
     """A table of examples, strongest first."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     labelled = any(e.label for e in found)
-    widest = max((len(e.label) for e in found), default=0)
-    table.add_column("value", justify="right")
-    table.add_column("doc", justify="right")
-    table.add_column("from")
+    widths = {"value": 7, "doc": max(3, *(len(str(e.document)) for e in found)), "from": 13}
     if labelled:
-        table.add_column("label", no_wrap=True, max_width=12)
-    table.add_column("text, the firing token «marked»", no_wrap=True)
-    taken = 8 + 6 + 10 + (min(widest, 12) + 1 if labelled else 0)
+        widths["label"] = min(LABEL_WIDTH, max(5, *(len(e.label) for e in found)))
+    room = max(40, console.width - sum(widths.values()) - len(widths))
+    for name, width in widths.items():
+        table.add_column(name, justify="right" if name in ("value", "doc") else "left", no_wrap=True, width=width)
+    table.add_column("text, the firing token «marked»", no_wrap=True, width=room)
     for e in found:
         origin = ORIGINS[e.span.origin] + (f" ×{e.copies}" if e.copies > 1 else "")
         cells = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
         if labelled:
             cells.append(Text(e.label, style="dim", overflow="ellipsis"))
-        table.add_row(*cells, snippet(e, maximum, console.width - taken - 4))
+        table.add_row(*cells, snippet(e, maximum, room))
     console.print(table)
 
 

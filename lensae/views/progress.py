@@ -19,7 +19,7 @@ class RateColumn(ProgressColumn):
         """The task's speed."""
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
-        return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", style="cyan")
+        return Text(f"{speed:,.3g} {unit}/s" if speed and speed < 10 else f"{speed or 0:,.0f} {unit}/s", style="cyan")
 
 
 class Watch:
@@ -74,8 +74,9 @@ class Watch:
         self.told = time.monotonic()
         rate = self.done / max(self.told - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
-        line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f}/s, {left:,.0f} s left  {note}"
-        self.console.print(line.rstrip(), markup=False)
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {speed}/s, {left:,.0f} s left  {note}"
+        self.console.print(line.rstrip(), markup=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """A line worth keeping."""

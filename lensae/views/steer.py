@@ -22,7 +22,7 @@ def show(console: Console, report: SteerReport) -> None:
         f"is {unit:.1f}, the residual stream's norm there {report.residual_norm:.0f}"
     )
     console.print(_conditions(report))
-    chosen = report.best or report.steered[-1]
+    chosen = report.shown
     _verdict(console, report)
     table = Table(box=None, pad_edge=False, expand=True, header_style="bold")
     table.add_column("unsteered", ratio=1)

@@ -75,6 +75,7 @@ class LiveTraining(Watcher):
                 f"epoch {row[0]}: {row[1]} tokens, loss {row[2]} ({row[3]}), held-out loss {row[4]}, EV {row[5]}, "
                 f"L0 {row[6]}, dead {row[7]}, {row[8]} tokens/s {row[9]}".rstrip(),
                 markup=False,
+                soft_wrap=True,
             )
 
     def _view(self, done: bool = False) -> Group:

@@ -1,0 +1,384 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    [],
+    ["collect"],
+    ["train"],
+    ["evaluate"],
+    ["index"],
+    ["features"],
+    ["features", "top"],
+    ["features", "list"],
+    ["features", "show"],
+    ["steer"],
+    ["corpus", "stats"],
+    ["store"],
+    ["store", "list"],
+    ["store", "info"],
+    ["store", "verify"],
+    ["experiment"],
+    ["doctor"],
+]
+
+
+def shell(*arguments: object, **environment: object) -> subprocess.CompletedProcess:
+    """A command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "main.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **{k: str(v) for k, v in environment.items()}},
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command, lensae):
+    status, out, _err = lensae(*command, "--help")
+    assert status == 0 and "Usage" in out
+    if command and command not in (["features"], ["store"]):
+        assert "Examples" in out
+
+
+def test_the_exact_commands_of_the_task(hub_cache, tmp_path):
+    """gpt2-medium by name, out of a hub cache, offline; then train, look a feature up and steer."""
+    here = {"HF_HUB_CACHE": hub_cache, "HF_HUB_OFFLINE": "1", "LENSAE_STORE": tmp_path / "store"}
+    done = shell("collect", "gpt2-medium", "--hook", "blocks.6.hook_resid_post", "--max-new-tokens", 16, **here)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "store/gpt2-medium/blocks.6.hook_resid_post/manifest.json").read_text())
+    assert manifest["model"]["revision"] == "0123456789abcdef0123456789abcdef01234567"
+    assert shell("train", "--width", 8, "--epochs", 2, **here).returncode == 0
+    assert shell("index", **here).returncode == 0
+    top = shell("features", "top", 447, "--k", 20, **here)
+    assert top.returncode == 0 and "feature 447" in top.stdout, top.stderr
+    steer = shell("steer", "--feature", 447, "--scale", 8, "--max-new-tokens", 6, "--samples", 1, **here)
+    assert steer.returncode == 0 and "control: random direction" in steer.stdout, steer.stderr
+
+
+def test_every_row_is_its_token(lensae, store, model_dir):
+    """What collect stores is, row for row, what the plain model computes on the text that the row maps to."""
+    from lensae import model as models
+    from lensae.model.generate import read
+    from lensae.paths import find_set
+    from lensae.store.reader import SetReader
+
+    hooks = [f"blocks.{n}.hook_resid_post" for n in (0, 7)]
+    arguments = ["collect", model_dir("qwen2"), "--corpus", "probes", "--max-new-tokens", 9, "--batch-size", 3]
+    arguments += ["--samples-per-prompt", 2, "--dtype", "float32", "--hook", hooks[0], "--hook", hooks[1]]
+    status, _out, err = lensae(*arguments)
+    assert status == 0, err
+    model = models.load(models.resolve(str(model_dir("qwen2"))), hooks)
+    for hook in hooks:
+        reader = SetReader(find_set(f"tiny-qwen2/{hook}"))
+        documents = [d for shard in reader.documents for d in shard]
+        assert len(documents) == 14
+        for document, rows in zip(documents, reader.document_rows(documents), strict=True):
+            expected = read(model, [document.input_ids.tolist()], [hook])[0].activations[hook]
+            with reader.shard(document.shard) as shard:
+                spans = [shard.span(row) for row in range(*document.rows)]
+            assert document.text.startswith(document.prompt)
+            assert "".join(document.text[s.start : s.end] for s in spans) == document.text
+            for span, row in zip(spans, rows, strict=True):
+                assert document.input_ids[span.position] == span.token_id
+                assert span.origin == int(span.start >= len(document.prompt))
+                np.testing.assert_allclose(row, expected[span.position], rtol=1e-3, atol=1e-3)
+
+
+def test_collect_goes_on_after_a_kill(model_dir, tmp_path):
+    """SIGKILL in the middle, then the same command: the shards of an uninterrupted run, byte for byte."""
+    arguments = ["collect", model_dir("llama"), "--max-new-tokens", 40, "--batch-size", 5, "--json"]
+    code = "import lensae.store.writer as w; w.SHARD_BYTES = 64 * 2**10\nfrom lensae.cli import main; main()"
+
+    def start(place: Path) -> subprocess.Popen:
+        environment = {**os.environ, "LENSAE_STORE": str(place)}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(whole).wait() == 0
+    process = start(cut)
+    while process.poll() is None and len(list(cut.glob("*/*/shards/*.h5"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = len(list(cut.glob("*/*/shards/*.h5")))
+    second = start(cut)
+    out, _err = second.communicate()
+    assert second.returncode == 0
+    found, expected = ({p.name: p.read_bytes() for p in place.glob("*/*/shards/*.h5")} for place in (cut, whole))
+    assert found == expected and 2 <= left < len(expected)
+    assert json.loads(out)["documents"] == 100
+
+
+def test_ctrl_c_says_what_is_kept(model_dir, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "main.py", "collect", str(model_dir("llama")), "--samples-per-prompt", "40"],
+        cwd=ROOT,
+        env={**os.environ, "LENSAE_STORE": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("*/*/manifest.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "same command" in err and "Traceback" not in err
+
+
+def test_reading_plain_text(lensae, store, model_dir, tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("The tram was late again and nobody minded. " * 60 + "\n\nA short one.\n")
+    status, out, err = lensae("collect", model_dir("gpt2"), "--corpus", path, "--no-generate", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["generated_rows"] == 0 and found["documents"] > 2, "the long text is cut to the context"
+    assert lensae("train", "--epochs", 1, "--width", 1)[0] == 0
+
+
+def test_looking_features_up(lensae, use_trained):
+    status, out, _err = lensae("features", "list", "--sort", "max", "--k", 3, "--json")
+    ranked = json.loads(out)
+    assert status == 0 and len(ranked) == 3 and ranked[0]["max"] >= ranked[1]["max"]
+    feature = ranked[0]["feature"]
+    top = json.loads(lensae("features", "top", feature, "--k", 6, "--json")[1])
+    assert top["max"] == pytest.approx(ranked[0]["max"])
+    values = [e["value"] for e in top["examples"]]
+    assert values == sorted(values, reverse=True) and values[0] == pytest.approx(top["max"])
+    contexts = {(e["before"], e["token"], e["position"]) for e in top["examples"]}
+    assert len(contexts) == len(top["examples"]), "a context is shown once"
+    text = lensae("features", "top", feature, "--k", 6)[1]
+    assert text.count("«") == 7, "the heading and six examples"
+    show = json.loads(lensae("features", "show", feature, "--json")[1])
+    assert sum(show["histogram"]) == show["count"] == sum(t["fires"] for t in show["tokens"][:10]) or show["count"] > 10
+    assert all(0 < t["fires"] <= t["occurs"] for t in show["tokens"])
+    labels = json.loads(lensae("features", "list", "--sort", "label", "--k", 4, "--json")[1])
+    assert all(0.5 <= score["auroc"] <= 1 for score in labels)
+
+
+def test_examples_hold_what_the_sae_computes(use_trained):
+    """Feature -> row -> activation: encode the stored row again with the saved weights."""
+    import torch
+
+    from lensae.sae.checkpoint import load
+    from lensae.stages import lookup
+
+    opened = lookup.open_lookup()
+    sae = load(opened.sae.path)
+    for stats in opened.index.ranked("density", 5):
+        for example in lookup.top(opened, stats.feature, 5):
+            with opened.reader.shard(example.shard) as shard:
+                row = torch.from_numpy(shard.read("activations", example.row).astype(np.float32))
+            assert float(sae.encode(row[None])[0, stats.feature]) == pytest.approx(example.value, rel=1e-3, abs=1e-3)
+
+
+def test_evaluation(lensae, trained, tmp_path, monkeypatch):
+    place = tmp_path / "copy"
+    shutil.copytree(trained, place)
+    monkeypatch.setenv("LENSAE_STORE", str(place))
+    status, out, err = lensae("evaluate", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["reconstruction"]["l0"] <= 8 and found["reconstruction"]["explained_variance"] < 1
+    loss = found["loss"]
+    expected = (loss["ce_zero"] - loss["ce_sae"]) / (loss["ce_zero"] - loss["ce_clean"])
+    assert loss["ce_recovered"] == pytest.approx(expected)
+    assert loss["kl_sae"] > 0 and loss["tokens"] > 100
+    for picture in found["figures"]:
+        assert Path(picture).read_bytes().startswith(b"\x89PNG") and Path(picture).stat().st_size > 5_000
+
+
+def test_training_again_replaces_nothing(lensae, store, model_dir):
+    lensae("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 8)
+    names = [json.loads(lensae("train", "--epochs", 1, "--width", 1, "--json")[1])["sae"] for _ in range(2)]
+    assert names == ["topk-64-k32", "topk-64-k32-2"]
+    status, _out, err = lensae("train", "--name", names[0])
+    assert status == 2 and "already an SAE" in err
+    status, out, _err = lensae("train", "--arch", "tied-l1", "--width", 2, "--epochs", 2, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["sae"] == "tied-l1-128-l1-0.1"
+    metrics = (Path(found["path"]) / "metrics.csv").read_text().splitlines()
+    assert len(metrics) == 3 and "explained_variance" in metrics[0] and "loss_l1" in metrics[0]
+    assert not list(store.rglob("*.partial"))
+
+
+def test_the_store_commands(lensae, use_trained):
+    assert "tiny-llama" in lensae("store", "list")[1]
+    listed = json.loads(lensae("store", "list", "--json")[1])
+    assert listed[0]["rows"] > 1000 and listed[0]["saes"]
+    details = json.loads(lensae("store", "info", "--json")[1])
+    assert details["passes"][0]["spec"]["corpus"] == "themes" and details["weights_sha256"]
+    assert lensae("store", "info")[0] == 0
+    assert lensae("store", "verify")[0] == 0
+    status, out, _err = lensae("doctor", "--json")
+    assert status == 0 and {"torch", "embedded model", "disk"} <= {fact["name"] for fact in json.loads(out)}
+
+
+def test_an_empty_store(lensae, store):
+    assert lensae("store", "list")[1].startswith("nothing in")
+    for command in (["train"], ["features", "top", 1], ["evaluate"], ["index"], ["steer", "--feature", 1]):
+        status, _out, err = lensae(*command)
+        assert status == 2 and "main.py collect" in err, command
+
+
+BAD_INPUT = [
+    (["features", "top", 99999], "no feature 99999"),
+    (["features", "top", -1], "no feature -1"),
+    (["features", "list", "--sort", "size"], "sorted by 'size'"),
+    (["features", "top", 1, "--sae", "nope"], "no SAE named 'nope'"),
+    (["features", "top", 1, "--set", "nope"], "no activation set named 'nope'"),
+    (["steer", "--feature", 99999], "no feature 99999"),
+    (["steer", "--feature", 1, "--scale", "nan"], "--scale cannot be nan"),
+    (["steer", "--feature", 1, "--scale", "inf"], "--scale cannot be inf"),
+    (["steer", "--feature", 1, "--op", "clmp"], "no operation named 'clmp'"),
+    (["steer", "--feature", 1, "--positions", "some"], "positions"),
+    (["steer", "--feature", 1, "--prompt", " "], "empty prompt"),
+    (["train", "--arch", "topkk"], "no architecture named 'topkk'"),
+    (["train", "--k", 100000], "more than the"),
+    (["train", "--width", "nan"], "width cannot be nan"),
+    (["train", "--epochs", 1, "--tokens", 5], "give one of them"),
+    (["collect", "--corpus", "nope"], "no corpus named 'nope'"),
+    (["collect", "--dtype", "int8"], "dtype cannot be 'int8'"),
+    (["collect", "--samples-per-prompt", 0], "cannot be 0"),
+    (["collect", "--max-new-tokens", 0], "--no-generate"),
+    (["collect", "--temperature", -1], "temperature cannot be"),
+    (["collect", "no/such/model"], "neither a model id"),
+    (["corpus", "stats", "themse"], "themes"),
+    (["store", "info", "nope"], "no activation set"),
+    (["experiment", "nope.toml"], "cannot be read"),
+    (["nonsense"], "nonsense"),
+    (["train", "--epochs", "many"], "many"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_INPUT, ids=lambda v: " ".join(map(str, v)) if type(v) is list else ""
+)
+def test_bad_input(arguments, message, lensae, use_trained):
+    status, out, err = lensae(*arguments)
+    assert status == 2, (out, err)
+    assert message in " ".join(err.split()) and "Traceback" not in err and not out
+    assert len(err.strip().splitlines()) <= 12
+
+
+def test_bad_hook(lensae, store, model_dir):
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--hook", "blocks.5.hook_resid_pots")
+    assert status == 2 and "blocks.5.hook_resid_post" in err
+    assert not list(store.rglob("manifest.json"))
+
+
+def test_an_sae_of_another_model(lensae, store, model_dir):
+    for family in ("llama", "gpt2"):
+        lensae("collect", model_dir(family), "--corpus", "probes", "--max-new-tokens", 6)
+    lensae("train", "--set", "tiny-llama", "--epochs", 1, "--name", "of-llama")
+    sae = store / "tiny-llama/blocks.4.hook_resid_post/saes/of-llama"
+    for command in (["index"], ["evaluate"]):
+        status, _out, err = lensae(*command, "--set", "tiny-gpt2", "--sae", sae)
+        assert status == 2 and "another model" in err, err
+
+
+def test_a_model_that_has_changed(lensae, store, model_dir, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    copy = tmp_path / "changing"
+    shutil.copytree(model_dir("llama"), copy)
+    lensae("collect", copy, "--corpus", "probes", "--max-new-tokens", 6)
+    lensae("train", "--epochs", 1)
+    weights = load_file(copy / "model.safetensors")
+    save_file({k: v * 1.5 for k, v in weights.items()}, copy / "model.safetensors", metadata={"format": "pt"})
+    status, _out, err = lensae("evaluate")
+    assert status == 1 and "have changed" in err
+    status, _out, err = lensae("collect", copy, "--corpus", "probes", "--max-new-tokens", 7)
+    assert status == 2 and "--name" in err
+
+
+def test_a_truncated_shard(lensae, trained, tmp_path, monkeypatch):
+    place = tmp_path / "copy"
+    shutil.copytree(trained, place)
+    monkeypatch.setenv("LENSAE_STORE", str(place))
+    shard = next(place.rglob("shards/00000.h5"))
+    shard.write_bytes(shard.read_bytes()[:5000])
+    for command in (["train"], ["features", "top", 1], ["evaluate"]):
+        status, _out, err = lensae(*command)
+        assert status == 1 and "00000.h5" in err and "store verify" in err, err
+    status, out, _err = lensae("store", "verify")
+    assert status == 1 and "00000.h5" in out
+
+
+def test_a_full_disk_during_collect(lensae, store, model_dir, monkeypatch):
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "shards" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    arguments = ["collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 6]
+    status, _out, err = lensae(*arguments)
+    assert status == 1 and "disk is full" in err and "same command" in err
+    assert not list(store.rglob("shards/*"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert lensae(*arguments)[0] == 0 and lensae("store", "verify")[0] == 0
+
+
+def test_activations_that_do_not_fit_float16(lensae, store, tmp_path, model_dir):
+    from safetensors.numpy import load_file, save_file
+
+    big = tmp_path / "big"
+    shutil.copytree(model_dir("llama"), big)
+    weights = load_file(big / "model.safetensors")
+    name = "model.layers.2.mlp.down_proj.weight"
+    save_file({**weights, name: weights[name] * 1e6}, big / "model.safetensors", metadata={"format": "pt"})
+    arguments = ["collect", big, "--corpus", "probes", "--max-new-tokens", 4, "--hook", "blocks.4.hook_resid_post"]
+    status, _out, err = lensae(*arguments)
+    assert status == 1 and "blocks.4.hook_resid_post" in err and "--dtype float32" in err
+    assert lensae(*arguments, "--dtype", "float32", "--name", "wide")[0] == 0
+
+
+def test_a_read_only_store(model_dir, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "store").mkdir(mode=0o500)
+    done = shell("collect", model_dir("llama"), "--corpus", "probes", LENSAE_STORE=tmp_path / "store")
+    assert done.returncode == 1 and "no permission" in done.stderr
+
+
+def test_a_store_that_is_a_file(lensae, model_dir, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "file"))
+    status, _out, err = lensae("collect", model_dir("llama"), "--corpus", "probes")
+    assert status == 1 and "Traceback" not in err
+
+
+def test_a_closed_pipe_is_no_error(use_trained):
+    done = subprocess.run(
+        f"{sys.executable} main.py features list --json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == "[\n" and "Error" not in done.stderr
+
+
+def test_debug_shows_where(lensae, store):
+    done = shell("--debug", "train", LENSAE_STORE=store)
+    assert "Traceback" in done.stderr
