@@ -126,20 +126,14 @@ def trained(tmp_path_factory, model_dir) -> Path:
     from lensae.stages import collect, index, train
 
     place = tmp_path_factory.mktemp("trained") / "store"
-    before = os.environ.get("LENSAE_STORE")
-    os.environ["LENSAE_STORE"] = str(place)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSAE_STORE", str(place))
         options = collect.CollectOptions(
             model=str(model_dir("llama")), hooks=("blocks.4.hook_resid_post",), max_new_tokens=24, samples_per_prompt=2
         )
         collect.collect(options, "python main.py collect")
         train.train(TrainRecipe(width=8, k=8, epochs=3, batch=512))
         index.build()
-    finally:
-        if before is None:
-            del os.environ["LENSAE_STORE"]
-        else:
-            os.environ["LENSAE_STORE"] = before
     return place
 
 

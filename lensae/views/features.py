@@ -46,7 +46,7 @@ def examples(console: Console, found: list[Example] | tuple[Example, ...], maxim
     widths = {"value": 7, "doc": max(3, *(len(str(e.document)) for e in found)), "from": 13}
     if labelled:
         widths["label"] = min(LABEL_WIDTH, max(5, *(len(e.label) for e in found)))
-    room = max(40, console.width - sum(widths.values()) - len(widths))
+    room = max(40, console.width - sum(widths.values()) - 2 * len(widths))
     for name, width in widths.items():
         table.add_column(name, justify="right" if name in ("value", "doc") else "left", no_wrap=True, width=width)
     table.add_column("text, the firing token «marked»", no_wrap=True, width=room)
