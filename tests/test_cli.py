@@ -86,9 +86,9 @@ def test_every_row_is_its_token(lensae, store, model_dir):
     model = models.load(models.resolve(str(model_dir("qwen2"))), hooks)
     for hook in hooks:
         reader = SetReader(find_set(f"tiny-qwen2/{hook}"))
-        documents = [d for shard in reader.documents for d in shard]
-        assert len(documents) == 14
-        for document, rows in zip(documents, reader.document_rows(documents), strict=True):
+        chosen = reader.everything()
+        assert chosen.documents == 14
+        for document, rows in zip(reader.documents(chosen), reader.document_rows(chosen), strict=True):
             expected = read(model, [document.input_ids.tolist()], [hook])[0].activations[hook]
             with reader.shard(document.shard) as shard:
                 spans = [shard.span(row) for row in range(*document.rows)]

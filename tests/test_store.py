@@ -17,7 +17,7 @@ from helpers import HOOK, document, documents, write_set, writer
 
 from lensae.errors import DamagedError, LensaeError, UserError
 from lensae.paths import find_set, list_sets, read_set
-from lensae.store.reader import SetReader, group_of
+from lensae.store.reader import SetReader
 from lensae.store.verify import verify
 
 
@@ -40,9 +40,9 @@ def test_round_trip(folder, dtype):
     write_set(folder, made, dtype=dtype)
     reader = SetReader(find_set("toy"))
     assert len(reader.shards) > 3 and reader.rows == sum(len(d.token_id) for d in made)
-    stored = [d for shard in reader.documents for d in shard]
-    assert len(stored) == len(made)
-    for one, there, rows in zip(made, stored, reader.document_rows(stored), strict=True):
+    with_rows, chosen = [d for d in made if len(d.token_id)], reader.everything()
+    assert chosen.documents == len(with_rows) == len(made) - 1
+    for one, there, rows in zip(with_rows, reader.documents(chosen), reader.document_rows(chosen), strict=True):
         assert (one.text, one.prompt, one.label) == (there.text, there.prompt, there.label)
         np.testing.assert_array_equal(one.input_ids, there.input_ids)
         np.testing.assert_array_equal(one.activations[HOOK].astype(dtype).astype(np.float32), rows)
@@ -191,7 +191,7 @@ def test_a_truncated_shard_is_named(folder, keep):
     assert {fault.shard for fault in faults(folder)} == {"00001.h5"}
     reader = SetReader(find_set())
     with pytest.raises(DamagedError, match=r"00001\.h5"):
-        list(reader.documents)
+        reader.everything()
 
 
 def test_a_missing_shard_is_named(folder):
@@ -286,11 +286,25 @@ class TestReader:
 
     def test_a_prompt_is_on_one_side_of_the_split(self, reader):
         training, held = reader.split(0.25, 4)
-        assert held and not {group_of(d) for d in training} & {group_of(d) for d in held}
-        with_rows = [d for shard in reader.documents for d in shard if d.rows[1] > d.rows[0]]
-        assert len(training) + len(held) == len(with_rows)
-        assert [d.text for d in reader.split(0.25, 4)[1]] == [d.text for d in held]
-        assert [d.text for d in reader.split(0.25, 5)[1]] != [d.text for d in held]
+        prompts = [{d.prompt for d in reader.documents(side)} for side in (training, held)]
+        assert prompts[1] and not prompts[0] & prompts[1]
+        assert len(prompts[1]) == round(0.25 * len(prompts[0] | prompts[1]))
+        assert training.documents + held.documents == reader.everything().documents
+        assert training.rows + held.rows == reader.rows
+
+        def texts(seed: int) -> list[str]:
+            return [d.text for d in reader.documents(reader.split(0.25, seed)[1])]
+
+        assert texts(4) == texts(4) != texts(5)
+
+    @pytest.mark.parametrize("count", [1, 7, 59, 1000])
+    def test_a_spread_of_documents(self, reader, count):
+        everything = reader.everything()
+        some = everything.spread(count)
+        assert some.documents == min(count, everything.documents)
+        for part, whole in zip(some.indices, everything.indices, strict=True):
+            assert set(part) <= set(whole)
+        assert sum(len(part) > 0 for part in some.indices) >= min(count, len(reader.shards)) * 0.6
 
 
 def test_two_collects_into_one_set_at_once(lensae, store, model_dir):

@@ -11,13 +11,13 @@ import numpy as np
 from lensae import model as models
 from lensae.errors import LensaeError, UserError
 from lensae.paths import SetEntry, find_pair, write_json
-from lensae.records import StoredDocument
 from lensae.stages.index import check_match
 from lensae.stages.progress import Progress, Silent
-from lensae.stages.train import grouped
-from lensae.store.reader import SetReader
+from lensae.store.reader import Selection, SetReader
 
 CE_TOKENS = 5000
+# Bins of the activation histogram: steps of a factor 2^(1/8) from 2^-8 to 2^16.
+EDGES = 2.0 ** np.linspace(-8, 16, 193)
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ def evaluate(
     check_match(entry, sae_entry, sae.cfg)
     recipe = sae_entry.training.get("recipe", {})
     _training, heldout = reader.split(recipe.get("heldout") or 0.1, recipe.get("seed", 0))
-    if not heldout:
+    if not heldout.documents:
         raise UserError(f"{entry.name} has no documents to hold out", "collect from at least two prompts")
     figures, density, counts, zeros = _reconstruction(reader, sae, heldout, progress)
-    loss = _losses(entry, sae, heldout, progress)
+    loss = _losses(reader, sae, heldout, progress)
     report = EvaluationReport(
         entry.name,
         sae_entry.name,
         sae.d_sae,
-        len(heldout),
+        heldout.documents,
         figures,
         loss,
         time.perf_counter() - started,
@@ -104,23 +104,22 @@ def summary(report: EvaluationReport) -> dict:
     }
 
 
-def _reconstruction(reader: SetReader, sae, heldout: list[StoredDocument], progress: Progress):
+def _reconstruction(reader: SetReader, sae, heldout: Selection, progress: Progress):
     import torch
 
-    from lensae.index.file import BINS, EDGES
     from lensae.model.precision import fast_matmul
     from lensae.sae.evaluate import Accumulator
 
     total = Accumulator(sae.d_in, sae.d_sae)
-    counts, zeros = np.zeros(BINS, np.int64), 0
-    progress.start("reconstructing held-out rows", sum(d.rows[1] - d.rows[0] for d in heldout), "rows")
+    counts, zeros = np.zeros(len(EDGES) - 1, np.int64), 0
+    progress.start("reconstructing held-out rows", heldout.rows, "rows")
     with torch.inference_mode(), fast_matmul():
-        for batch in grouped(reader.document_rows(heldout), 2048):
+        for batch in reader.batches(heldout, 2048):
             x_BD = torch.from_numpy(batch)
             features_BF = sae.encode(x_BD)
             total.add(x_BD, sae.decode(features_BF), features_BF)
             fired = features_BF[features_BF > 0].numpy()
-            counts += np.bincount(np.clip(np.searchsorted(EDGES, fired, side="right") - 1, 0, BINS - 1), minlength=BINS)
+            counts += np.histogram(np.clip(fired, EDGES[0], EDGES[-1]), EDGES)[0]
             zeros += features_BF.numel() - len(fired)
             progress.advance(len(batch))
     result = total.result()
@@ -128,7 +127,7 @@ def _reconstruction(reader: SetReader, sae, heldout: list[StoredDocument], progr
     return figures, result.density.numpy(), counts, zeros
 
 
-def _losses(entry: SetEntry, sae, heldout: list[StoredDocument], progress: Progress) -> LossReport:
+def _losses(reader: SetReader, sae, heldout: Selection, progress: Progress) -> LossReport:
     """Run the held-out documents (the first few thousand tokens of them) three times through the model."""
     import torch
 
@@ -136,9 +135,10 @@ def _losses(entry: SetEntry, sae, heldout: list[StoredDocument], progress: Progr
     from lensae.steering import measure
     from lensae.steering.edits import Replacement, reconstruct
 
-    hook = entry.manifest["hook"]
-    model = load_model_of(entry, [hook])
-    sequences = _enough([d.input_ids.tolist() for d in heldout], CE_TOKENS)
+    hook = reader.entry.manifest["hook"]
+    model = load_model_of(reader.entry, [hook])
+    chosen = heldout.spread(round(heldout.documents * CE_TOKENS / heldout.rows))
+    sequences = [document.input_ids.tolist() for document in reader.documents(chosen)]
     special = torch.tensor(sorted(model.text.special_ids))
     edits = {"sae": Replacement(hook, reconstruct(sae.to(model.device))), "zero": Replacement(hook, torch.zeros_like)}
     ce: dict[str, list[float]] = {"clean": [], "sae": [], "zero": []}
@@ -168,13 +168,6 @@ def _losses(entry: SetEntry, sae, heldout: list[StoredDocument], progress: Progr
         divergence["zero"],
         measure.recovered(0.0, divergence["sae"], divergence["zero"]),
     )
-
-
-def _enough(sequences: list[list[int]], tokens: int) -> list[list[int]]:
-    """Whole sequences, evenly spread over the list, that come to about `tokens`."""
-    share = min(1.0, tokens / sum(map(len, sequences)))
-    chosen = np.linspace(0, len(sequences) - 1, max(1, round(share * len(sequences)))).round().astype(int)
-    return [sequences[i] for i in chosen]
 
 
 def load_model_of(entry: SetEntry, hooks: list[str]):

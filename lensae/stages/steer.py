@@ -16,7 +16,6 @@ from lensae.corpus.stats import content_words
 from lensae.errors import UserError
 from lensae.index.query import Index
 from lensae.interpret.subject import LabelModel
-from lensae.paths import SetEntry
 from lensae.stages.evaluate import load_model_of
 from lensae.stages.index import check_match
 from lensae.stages.lookup import Lookup, feature_label, open_lookup
@@ -25,6 +24,7 @@ from lensae.steering import positions
 
 DEFAULT_PROMPTS = ("I woke up this morning and", "The most important thing to know is", "My friend told me that")
 READABLE = 3.0
+JUDGE_DOCUMENTS = 5000
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Bench:
         self.hook = lookup.entry.manifest["hook"]
         self.prompts = [model.text.encode(p) for p in options.prompts for _ in range(options.samples)]
         self.sampling = Sampling(options.max_new_tokens, options.temperature, 50, options.seed)
-        self.judge = _judge(lookup.entry, lookup) if label else None
+        self.judge = _judge(lookup) if label else None
         self.baseline_written = None
         self.baseline_logprobs = None
         self.residual_norm = math.nan
@@ -298,14 +298,13 @@ class _Bench:
         return float(np.mean([self.judge.probability(text, self.label) for text in texts]))
 
 
-def _judge(entry: SetEntry, lookup: Lookup) -> LabelModel:
+def _judge(lookup: Lookup) -> LabelModel:
     """A label model on the set's own texts; samples of a prompt repeat it, so the prompt counts once."""
     seen: set[str] = set()
     pairs = []
-    for shard in lookup.reader.documents:
-        for document in shard:
-            pairs.append((document.text[len(document.prompt) :], document.label))
-            if document.prompt and document.prompt not in seen:
-                seen.add(document.prompt)
-                pairs.append((document.prompt, document.label))
+    for document in lookup.reader.documents(lookup.reader.everything().spread(JUDGE_DOCUMENTS)):
+        pairs.append((document.text[len(document.prompt) :], document.label))
+        if document.prompt and document.prompt not in seen:
+            seen.add(document.prompt)
+            pairs.append((document.prompt, document.label))
     return LabelModel(pairs, content_words)

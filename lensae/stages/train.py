@@ -6,18 +6,14 @@ import csv
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
 
 from lensae import __version__, registry
 from lensae.errors import UserError
 from lensae.paths import SaeEntry, SetEntry, find_set, safe_name, write_json
 from lensae.recipe import TrainRecipe
-from lensae.records import StoredDocument
-from lensae.store.reader import SetReader
+from lensae.store.reader import Selection, SetReader
 from lensae.store.writer import now
 
 
@@ -62,7 +58,7 @@ def train(
     watcher = watcher or Watcher()
     training, heldout = reader.split(recipe.heldout, recipe.seed)
     _check_split(entry, training, heldout)
-    plan = make_plan(recipe, sum(d.rows[1] - d.rows[0] for d in training), reader.width)
+    plan = make_plan(recipe, training.rows, reader.width)
     name = _free_name(entry, name or default_name(recipe, plan.d_sae), fixed=name is not None)
     watcher.begins(entry, name, recipe, plan)
     with _folder(entry.path / "saes" / name) as folder:
@@ -76,7 +72,7 @@ def train(
             result = fit(
                 lambda window: architecture.Trainer(reader.width, plan.d_sae, recipe, window),
                 lambda epoch: reader.shuffled(training, plan.batch, recipe.seed, epoch),
-                lambda: grouped(reader.document_rows(heldout), plan.batch),
+                lambda: reader.batches(heldout, plan.batch),
                 recipe,
                 plan,
                 watcher.step,
@@ -89,28 +85,16 @@ def train(
     return TrainReport(entry.name, sae, recipe, plan, result)
 
 
-def grouped(arrays: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """Small arrays (one per document) joined into batches of at least `rows` rows."""
-    pending: list[np.ndarray] = []
-    for array in arrays:
-        pending.append(array)
-        if sum(len(a) for a in pending) >= rows:
-            yield np.concatenate(pending)
-            pending = []
-    if pending:
-        yield np.concatenate(pending)
-
-
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     """For example topk-2304-k32."""
     sparsity = f"k{recipe.k}" if recipe.arch == "topk" else f"l1-{recipe.l1:g}"
     return f"{recipe.arch}-{d_sae}-{sparsity}"
 
 
-def _check_split(entry: SetEntry, training: list[StoredDocument], heldout: list[StoredDocument]) -> None:
-    if not training or not heldout:
+def _check_split(entry: SetEntry, training: Selection, heldout: Selection) -> None:
+    if not training.documents or not heldout.documents:
         raise UserError(
-            f"{entry.name} has too few documents to hold some out ({len(training) + len(heldout)} with rows)",
+            f"{entry.name} has too few documents to hold some out ({training.documents + heldout.documents} with rows)",
             "collect from at least two prompts: python main.py collect",
         )
 

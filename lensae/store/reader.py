@@ -1,4 +1,4 @@
-"""Reading a set: by document, by chunk, and as a shuffled stream for training.
+"""Reading a set: by document, by chunk, and as a shuffled stream for training. Memory does not grow with the set.
 
 Shapes: N rows of a batch, D width of the hook.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cached_property
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,29 @@ from lensae.store.schema import CHUNK_ROWS
 from lensae.store.shard import Shard
 
 WINDOW_CHUNKS = 64
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some documents of a set: for each shard, their indices in rising order; `rows` is what they come to."""
+
+    indices: tuple[np.ndarray, ...]
+    rows: int
+
+    @property
+    def documents(self) -> int:
+        """How many documents."""
+        return sum(len(index) for index in self.indices)
+
+    def spread(self, count: int) -> Selection:
+        """At most `count` of the documents, evenly over all of them (`rows` is then an estimate)."""
+        if count >= self.documents:
+            return self
+        keep = np.zeros(self.documents, bool)
+        keep[np.linspace(0, self.documents - 1, max(1, count)).round().astype(int)] = True
+        parts = np.split(keep, np.cumsum([len(index) for index in self.indices])[:-1])
+        chosen = tuple(index[part] for index, part in zip(self.indices, parts, strict=True))
+        return Selection(chosen, round(self.rows * int(keep.sum()) / self.documents))
 
 
 class SetReader:
@@ -48,28 +72,62 @@ class SetReader:
             raise DamagedError(f"{shard.path} holds {shard.rows} rows, the manifest says {self.shards[number]['rows']}")
         return shard
 
-    @cached_property
-    def documents(self) -> list[list[StoredDocument]]:
-        """Every document of every shard (texts and token ids, no activations)."""
-        found = []
+    def everything(self) -> Selection:
+        """Every document that has rows."""
+        indices = []
         for number in range(len(self.shards)):
             with self.shard(number) as shard:
-                found.append(shard.documents())
-        return found
+                indices.append(np.flatnonzero(np.diff(shard.read("documents/start"))))
+        return Selection(tuple(indices), self.rows)
 
-    def document_rows(self, documents: list[StoredDocument]) -> Iterator[np.ndarray]:
-        """The activations (N, D) float32 of each of `documents`, which should be in the order of the set."""
-        open_number, shard = -1, None
-        try:
-            for document in documents:
-                if document.shard != open_number:
-                    if shard is not None:
-                        shard.file.close()
-                    open_number, shard = document.shard, self.shard(document.shard)
-                yield shard.read("activations", slice(*document.rows)).astype(np.float32)
-        finally:
-            if shard is not None:
-                shard.file.close()
+    def split(self, fraction: float, seed: int) -> tuple[Selection, Selection]:
+        """(training, held-out) documents, whole ones: those that share a prompt are never on both sides.
+
+        Which prompts are held out depends on the seed and the prompts alone; a set with one prompt holds out nothing.
+        """
+        keys, lengths = [], []
+        for number in range(len(self.shards)):
+            with self.shard(number) as shard:
+                keys.append(_keys(shard, seed))
+                lengths.append(np.diff(shard.read("documents/start")))
+        with_rows = [length > 0 for length in lengths]
+        groups = np.unique(np.concatenate([key[some] for key, some in zip(keys, with_rows, strict=True)]))
+        held = max(1, round(fraction * len(groups))) if len(groups) > 1 else 0
+        limit = groups[held - 1] if held else -1
+        sides = []
+        for held_out in (False, True):
+            chosen = [some & ((key <= limit) == held_out) for key, some in zip(keys, with_rows, strict=True)]
+            rows = sum(int(length[c].sum()) for length, c in zip(lengths, chosen, strict=True))
+            sides.append(Selection(tuple(np.flatnonzero(c) for c in chosen), rows))
+        return sides[0], sides[1]
+
+    def documents(self, selection: Selection) -> Iterator[StoredDocument]:
+        """The documents of `selection` (texts and token ids, no activations), in the order of the set."""
+        for number, index in enumerate(selection.indices):
+            if len(index):
+                with self.shard(number) as shard:
+                    for i in index:
+                        yield shard.document(int(i))
+
+    def document_rows(self, selection: Selection) -> Iterator[np.ndarray]:
+        """The activations (N, D) float32 of each document of `selection`, in the order of the set."""
+        for number, index in enumerate(selection.indices):
+            if len(index):
+                with self.shard(number) as shard:
+                    start = shard.read("documents/start")
+                    for i in index:
+                        yield shard.read("activations", slice(start[i], start[i + 1])).astype(np.float32)
+
+    def batches(self, selection: Selection, rows: int) -> Iterator[np.ndarray]:
+        """The activations (N, D) of `selection` in order, documents joined into batches of at least `rows` rows."""
+        pending: list[np.ndarray] = []
+        for array in self.document_rows(selection):
+            pending.append(array)
+            if sum(len(a) for a in pending) >= rows:
+                yield np.concatenate(pending)
+                pending = []
+        if pending:
+            yield np.concatenate(pending)
 
     def chunks(self, number: int) -> Iterator[np.ndarray]:
         """The activations (N, D) float32 of one shard in order, a chunk at a time."""
@@ -77,25 +135,19 @@ class SetReader:
             for start in range(0, shard.rows, CHUNK_ROWS):
                 yield shard.read("activations", slice(start, start + CHUNK_ROWS)).astype(np.float32)
 
-    def split(self, fraction: float, seed: int) -> tuple[list[StoredDocument], list[StoredDocument]]:
-        """(training, held-out) documents, whole ones: those that share a prompt are never on both sides."""
-        documents = [d for shard in self.documents for d in shard if d.rows[1] > d.rows[0]]
-        groups = sorted({group_of(d) for d in documents}, key=lambda g: _rank(g, seed))
-        held = set(groups[: max(1, round(fraction * len(groups)))]) if len(groups) > 1 else set()
-        return [d for d in documents if group_of(d) not in held], [d for d in documents if group_of(d) in held]
+    def shuffled(self, selection: Selection, batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+        """Every row of `selection` once, in batches (N <= batch, D) float32, in an order fixed by seed and epoch.
 
-    def shuffled(self, documents: list[StoredDocument], batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-        """Every row of `documents` once, in batches (N <= batch, D) float32, in an order fixed by seed and epoch.
-
-        Chunks are drawn at random over all shards, 64 at a time, and the rows in that window are shuffled: memory
-        does not grow with the set. Only the last batch may be short.
+        Chunks are drawn at random over all shards, 64 at a time, and the rows in that window are shuffled. Only the
+        last batch may be short.
         """
         random = np.random.default_rng([seed, epoch])
-        plan = self._plan(documents)
+        plan = self._plan(selection)
         left = np.empty((0, self.width), np.float32)
         order = random.permutation(len(plan))
         for first in range(0, len(order), WINDOW_CHUNKS):
-            window = np.concatenate([left, self._window(plan, sorted(order[first : first + WINDOW_CHUNKS]))])
+            chosen = plan[np.sort(order[first : first + WINDOW_CHUNKS])]
+            window = np.concatenate([left, *self._window(selection, chosen)])
             window = window[random.permutation(len(window))]
             whole = len(window) - len(window) % batch
             for start in range(0, whole, batch):
@@ -104,37 +156,45 @@ class SetReader:
         if len(left):
             yield left
 
-    def _plan(self, documents: list[StoredDocument]) -> list[tuple[int, int, np.ndarray]]:
-        """For each chunk with rows of `documents`: shard, first row, and which of its rows are wanted."""
-        wanted: dict[int, np.ndarray] = {}
-        for document in documents:
-            if document.shard not in wanted:
-                wanted[document.shard] = np.zeros(self.shards[document.shard]["rows"], bool)
-            wanted[document.shard][slice(*document.rows)] = True
-        return [
-            (number, start, mask[start : start + CHUNK_ROWS])
-            for number, mask in sorted(wanted.items())
-            for start in range(0, len(mask), CHUNK_ROWS)
-            if mask[start : start + CHUNK_ROWS].any()
+    def _plan(self, selection: Selection) -> np.ndarray:
+        """Every chunk of the shards that `selection` touches: rows of (shard, first row)."""
+        chunks = [
+            (number, start)
+            for number, index in enumerate(selection.indices)
+            if len(index)
+            for start in range(0, self.shards[number]["rows"], CHUNK_ROWS)
         ]
+        return np.array(chunks, np.int64).reshape(-1, 2)
 
-    def _window(self, plan: list, which: list[int]) -> np.ndarray:
-        parts, open_number, shard = [], -1, None
-        for index in which:
-            number, start, mask = plan[index]
-            if number != open_number:
-                if shard is not None:
-                    shard.file.close()
-                open_number, shard = number, self.shard(number)
-            parts.append(shard.read("activations", slice(start, start + len(mask)))[mask].astype(np.float32))
-        shard.file.close()
-        return np.concatenate(parts)
-
-
-def group_of(document: StoredDocument) -> str:
-    """What decides the side of the split: the prompt, or for plain text the document itself."""
-    return document.prompt or document.text
+    def _window(self, selection: Selection, chunks: np.ndarray) -> Iterator[np.ndarray]:
+        """The selected rows of each chunk; `chunks` is sorted, so a shard is opened once."""
+        with ExitStack() as stack:
+            open_number, shard, mask = -1, None, None
+            for number, start in chunks.tolist():
+                if number != open_number:
+                    open_number, shard = number, stack.enter_context(self.shard(number))
+                    mask = _row_mask(shard, selection.indices[number])
+                part = slice(start, start + CHUNK_ROWS)
+                yield shard.read("activations", part)[mask[part]].astype(np.float32)
 
 
-def _rank(group: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
+def _row_mask(shard: Shard, index: np.ndarray) -> np.ndarray:
+    """Which rows of the shard belong to the documents `index`."""
+    chosen = np.zeros(shard.n_documents, bool)
+    chosen[index] = True
+    return np.repeat(chosen, np.diff(shard.read("documents/start")))
+
+
+def group_of(prompt: str, text: str) -> str:
+    """What decides a document's side of the split: its prompt, or for plain text the document itself."""
+    return prompt or text
+
+
+def _keys(shard: Shard, seed: int) -> np.ndarray:
+    """A number per document that is the same for the same group and random otherwise (int64, at least 0)."""
+    pairs = zip(shard.texts("prompt"), shard.texts("text"), strict=True)
+    found = np.empty(shard.n_documents, np.int64)
+    for i, (prompt, text) in enumerate(pairs):
+        digest = hashlib.sha256(f"{seed}\0{group_of(prompt, text)}".encode("utf-8", "surrogatepass")).digest()
+        found[i] = int.from_bytes(digest[:8], "big") >> 1
+    return found

@@ -128,18 +128,6 @@ class Shard:
         ids = self.read("documents/input_ids", slice(first, last))
         return StoredDocument(self.number, index, text, prompt, label, (start, end), ids)
 
-    def documents(self) -> list[StoredDocument]:
-        """Every document, in order (one read per column)."""
-        start, first = self.read("documents/start"), self.read("documents/input_start")
-        ids = self.read("documents/input_ids")
-        columns = zip(*(self.texts(name) for name in TEXT_COLUMNS), strict=True)
-        return [
-            StoredDocument(
-                self.number, i, *texts, (int(start[i]), int(start[i + 1])), ids[int(first[i]) : int(first[i + 1])]
-            )
-            for i, texts in enumerate(columns)
-        ]
-
     def digest(self) -> str:
         """The digest of what the shard holds now, to be compared with its attribute."""
         names = ["activations", *ROW_COLUMNS, "documents/start", "documents/input_ids", "documents/input_start"]

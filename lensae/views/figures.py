@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.index.file import EDGES
+from lensae.stages.evaluate import EDGES
 
 
 def _axes(title: str, x: str, y: str):
@@ -66,7 +66,7 @@ def activations(counts: np.ndarray, zeros: int, path: Path) -> Path:
             align="edge",
             color="#e07a3f",
             edgecolor="white",
-            linewidth=0.4,
+            linewidth=0.2,
         )
         axes.set_xscale("log")
     return _save(figure, path)
