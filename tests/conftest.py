@@ -38,16 +38,16 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|end|>")
 
 
-def make_model(family: str, vocabulary: int, seed: int = 0):
+def make_model(family: str, vocabulary: int, seed: int = 0, width: int = WIDTH):
     """A randomly initialised transformers model whose weights are large enough for layers to differ."""
     import torch
     import transformers as t
 
     torch.manual_seed(seed)
     common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.2}
-    stack = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 4}
+    stack = {"num_hidden_layers": LAYERS, "hidden_size": width, "intermediate_size": 96, "num_attention_heads": 4}
     config = {
-        "gpt2": lambda: t.GPT2Config(n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=256, **common),
+        "gpt2": lambda: t.GPT2Config(n_layer=LAYERS, n_embd=width, n_head=4, n_positions=256, **common),
         "llama": lambda: t.LlamaConfig(**stack, num_key_value_heads=2, max_position_embeddings=256, **common),
         "qwen2": lambda: t.Qwen2Config(**stack, num_key_value_heads=2, max_position_embeddings=256, **common),
         "gemma3": lambda: t.Gemma3TextConfig(
@@ -87,7 +87,7 @@ def hub_cache(tmp_path_factory, tokenizer) -> Path:
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     snapshot = repository / "snapshots" / commit
-    make_model("gpt2", len(tokenizer), seed=1).save_pretrained(snapshot)
+    make_model("gpt2", len(tokenizer), seed=1, width=128).save_pretrained(snapshot)
     tokenizer.save_pretrained(snapshot)
     return cache
 

@@ -48,5 +48,5 @@ def write_set(folder: Path, found: list[CapturedDocument], **options) -> Path:
     with writer(folder, **options) as open_writer:
         for one in found:
             open_writer.append(one)
-        open_writer.finish({})
+        open_writer.finish()
     return folder

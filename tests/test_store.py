@@ -78,7 +78,7 @@ def test_an_interrupted_pass_ends_in_the_same_bytes(folder, store, cut):
         assert not second.complete
         for one in made[second.documents_done :]:
             second.append(one)
-        second.finish({})
+        second.finish()
     assert shard_bytes(folder) == shard_bytes(store / "whole" / HOOK)
 
 
@@ -91,7 +91,7 @@ def test_a_killed_writer_loses_at_most_its_shard(folder, store):
         "with writer(Path(sys.argv[1]), shard_rows=32) as w:\n"
         "    print('go', flush=True)\n"
         "    for d in documents(400)[w.documents_done:]: w.append(d)\n"
-        "    w.finish({})\n"
+        "    w.finish()\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     random = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_a_killed_writer_loses_at_most_its_shard(folder, store):
     with writer(folder, shard_rows=32) as last:
         for one in made[last.documents_done :]:
             last.append(one)
-        last.finish({})
+        last.finish()
     assert kills > 2
     assert shard_bytes(folder) == shard_bytes(store / "whole" / HOOK)
     assert not faults(folder)
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_whole_shards(folder, monkeypatch):
     with writer(folder) as again:
         for one in made[again.documents_done :]:
             again.append(one)
-        again.finish({})
+        again.finish()
     assert not faults(folder)
 
 

@@ -17,14 +17,15 @@ def command(
 ) -> None:
     """Run a recipe end to end: collect, train, evaluate, index, features, steer; figures go to experiments/results."""
     from lensae.stages import experiment
-    from lensae.views import experiment as view
     from lensae.views.console import err
+    from lensae.views.experiment import Show
     from lensae.views.progress import Watch
     from lensae.views.train import LiveTraining
 
+    show = Show()
     with Watch() as watch:
         for event in experiment.run(recipe, watch, LiveTraining):
             if isinstance(event, str):
                 err().print(f"\n[bold cyan]$ python main.py {event}[/]", soft_wrap=True)
             else:
-                view.show(event)
+                show(event)

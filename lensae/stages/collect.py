@@ -9,17 +9,17 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lensae import model as models
 from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import LensaeError, UserError
+from lensae.errors import UserError
 from lensae.paths import set_path
-from lensae.records import GENERATED, PROMPT, CapturedDocument
+from lensae.records import PROMPT
+from lensae.stages.capture import Job, capture
 from lensae.stages.progress import Progress, Silent
 from lensae.store.schema import DTYPES
+from lensae.store.shard import Shard
 from lensae.store.writer import SetWriter, header
 
 READ_CONTEXT = 512
@@ -57,7 +57,8 @@ class CollectOptions:
 
 @dataclass(frozen=True)
 class CollectReport:
-    """What one pass came to; `rows` counts one hook's."""
+    """What one pass came to; `rows` counts one hook's. `seconds` is the time of the run that finished it, which
+    collected `rows_in_seconds` of them."""
 
     model: str
     hooks: tuple[str, ...]
@@ -67,24 +68,14 @@ class CollectReport:
     prompt_rows: int
     generated_rows: int
     seconds: float
-    rows_now: int
+    rows_in_seconds: int
     bytes: int
     already_complete: bool
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens collected by this very run, per second of it."""
-        return self.rows_now / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Job:
-    """One document to be: its text, its label, the tokens the model reads, and its random stream."""
-
-    prompt: str
-    label: str
-    ids: list[int]
-    stream: int
+        """Tokens of one hook collected per second."""
+        return self.rows_in_seconds / self.seconds if self.seconds else 0.0
 
 
 def collect(options: CollectOptions, command: str, progress: Progress | None = None) -> CollectReport:
@@ -102,11 +93,10 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
     jobs = list(_jobs(model, corpus, options))
     with ExitStack() as stack:
         writers = _open_writers(stack, model, options, corpus, hooks, widths, command)
-        started, before = time.perf_counter(), writers[0].rows_done
-        if not all(w.complete for w in writers):
+        complete = all(writer.complete for writer in writers)
+        if not complete:
             _run(model, options, jobs, hooks, writers, progress)
-        seconds = time.perf_counter() - started
-        return _report(model, hooks, writers, seconds, before)
+        return _report(model, hooks, writers, complete)
 
 
 def _jobs(model, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
@@ -161,26 +151,20 @@ def _open_writers(stack: ExitStack, model, options, corpus: Corpus, hooks, width
 def _run(model, options: CollectOptions, jobs: list[Job], hooks, writers: list[SetWriter], progress: Progress) -> None:
     # Sets of one pass may be interrupted at different shards: each writer skips what it has.
     done = [writer.documents_done for writer in writers]
-    plan = _batches(jobs, options)
-    expected = sum(len(job.ids) + (options.max_new_tokens if options.generate else 0) for job in jobs)
-    progress.start(f"collecting {' '.join(hooks)}", expected, "tokens")
-    started, counts, number = time.perf_counter(), {PROMPT: 0, GENERATED: 0}, 0
-    for batch in plan:
-        possible = sum(len(job.ids) + (options.max_new_tokens if options.generate else 0) for job in batch)
+    new = options.max_new_tokens if options.generate else 0
+    progress.start(f"collecting {' '.join(hooks)}", sum(len(job.ids) + new for job in jobs), "tokens")
+    started, number = time.perf_counter(), 0
+    for batch in _batches(jobs, options):
         if number + len(batch) > min(done):
-            for offset, document in enumerate(_captured(model, options, batch, hooks)):
-                check_finite(document, options.dtype)
+            for place, document in enumerate(capture(model, options, batch, hooks), number):
                 for writer, skip in zip(writers, done, strict=True):
-                    if number + offset >= skip and not writer.complete:
+                    if place >= skip and not writer.complete:
                         writer.append(document)
-                for origin in counts:
-                    counts[origin] += int((document.origin == origin).sum())
         number += len(batch)
-        progress.advance(possible)
-    facts = {"seconds": round(time.perf_counter() - started, 3)}
+        progress.advance(sum(len(job.ids) + new for job in batch))
     for writer in writers:
         if not writer.complete:
-            writer.finish(facts)
+            writer.finish(time.perf_counter() - started)
 
 
 def _batches(jobs: list[Job], options: CollectOptions) -> Iterator[list[Job]]:
@@ -193,56 +177,10 @@ def _batches(jobs: list[Job], options: CollectOptions) -> Iterator[list[Job]]:
             yield [jobs[i] for i in indices]
 
 
-def _captured(model, options: CollectOptions, batch: list[Job], hooks) -> Iterator[CapturedDocument]:
-    from lensae.model.generate import Sampling, generate, read
-
-    if options.generate:
-        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed)
-        written = generate(model, [j.ids for j in batch], sampling, [j.stream for j in batch], hooks)
-    else:
-        written = read(model, [j.ids for j in batch], hooks)
-    for job, result in zip(batch, written, strict=True):
-        yield _document(model, job, result)
-
-
-def _document(model, job: Job, result) -> CapturedDocument:
-    """Drop special tokens and keep where every other one stands in the text."""
-    ids = np.array(result.ids, np.int64)
-    text, start, end = model.text.spans(result.ids)
-    keep = ~np.isin(ids, list(model.text.special_ids))
-    position = np.arange(len(ids))
-    origin = np.where(position < len(job.ids), PROMPT, GENERATED)
-    return CapturedDocument(
-        text,
-        job.prompt,
-        job.label,
-        ids,
-        ids[keep],
-        position[keep],
-        origin[keep],
-        start[keep],
-        end[keep],
-        {hook: x[keep] for hook, x in result.activations.items()},
-    )
-
-
-def check_finite(document: CapturedDocument, dtype: str) -> None:
-    """Raise LensaeError naming the hook and the value when an activation is not finite or does not fit `dtype`."""
-    for hook, x in document.activations.items():
-        largest = float(np.abs(x).max(initial=0.0))
-        if not np.isfinite(largest):
-            at = int(document.position[np.argwhere(~np.isfinite(x).all(1))[0, 0]])
-            raise LensaeError(f"{hook} is not finite at token {at} of '{document.text[:40]}...'", "check the model")
-        if largest > float(np.finfo(dtype).max):
-            raise LensaeError(f"{hook} reaches {largest:,.0f}, which {dtype} cannot hold", "give --dtype float32")
-
-
-def _report(model, hooks, writers: list[SetWriter], seconds: float, before: int) -> CollectReport:
+def _report(model, hooks, writers: list[SetWriter], already_complete: bool) -> CollectReport:
     first = writers[0]
     shards = [s for s in first.manifest["shards"] if s["pass"] == first.number]
     prompt_rows = 0
-    from lensae.store.shard import Shard
-
     for listed in shards:
         with Shard(first.folder / "shards" / listed["file"]) as shard:
             prompt_rows += int((shard.read("origin") == PROMPT).sum())
@@ -254,8 +192,8 @@ def _report(model, hooks, writers: list[SetWriter], seconds: float, before: int)
         first.rows_done,
         prompt_rows,
         first.rows_done - prompt_rows,
-        seconds,
-        first.rows_done - before,
+        first.entry["seconds"],
+        first.entry["rows_in_seconds"],
         sum(s["bytes"] for w in writers for s in w.manifest["shards"] if s["pass"] == w.number),
-        before == first.rows_done and seconds < 1,
+        already_complete,
     )

@@ -150,7 +150,13 @@ def _write(path: Path, collected, recipe, evaluated, chosen, steered) -> Path:
             "train": asdict(recipe),
             "evaluate": evaluate.summary(evaluated),
             "features": [{**asdict(f.stats), **asdict(f.score)} for f in chosen],
-            "steer": {"feature": steered.options.feature, "label": steered.label, "runs": runs},
+            "steer": {
+                "feature": steered.options.feature,
+                "label": steered.label,
+                "best_scale": steered.best.scale if steered.best else None,
+                "prompts": list(steered.prompts),
+                "runs": runs,
+            },
         },
     )
     return target

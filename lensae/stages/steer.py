@@ -5,78 +5,22 @@ Shapes: D d_model, F features, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from lensae import registry
-from lensae.corpus.stats import content_words
 from lensae.errors import UserError
 from lensae.index.query import Index
-from lensae.interpret.subject import LabelModel
+from lensae.stages.conditions import DEFAULT_PROMPTS, Bench, Run, SteerOptions
 from lensae.stages.evaluate import load_model_of
 from lensae.stages.index import check_match
-from lensae.stages.lookup import Lookup, feature_label, open_lookup
+from lensae.stages.lookup import feature_label, open_lookup
 from lensae.stages.progress import Progress, Silent
-from lensae.steering import positions
 
-DEFAULT_PROMPTS = ("I woke up this morning and", "The most important thing to know is", "My friend told me that")
 READABLE = 3.0
-JUDGE_DOCUMENTS = 5000
 
-
-@dataclass(frozen=True)
-class SteerOptions:
-    """What to steer; values are multiples of the feature's maximum over the set."""
-
-    feature: int
-    scales: tuple[float, ...] = (8.0,)
-    operation: str = "clamp"
-    prompts: tuple[str, ...] = DEFAULT_PROMPTS
-    positions: str = "all"
-    seed: int = 0
-    max_new_tokens: int = 48
-    samples: int = 4
-    temperature: float = 0.7
-    set_name: str | None = None
-    sae_name: str | None = None
-
-    def __post_init__(self):
-        for scale in self.scales:
-            if not math.isfinite(scale):
-                raise UserError(f"--scale cannot be {scale}", "a number, in multiples of the feature's maximum")
-        if self.operation not in registry.names("steering.operations"):
-            registry.load("steering.operations", self.operation)
-        positions.check(self.positions)
-        if not self.prompts or not all(p.strip() for p in self.prompts):
-            raise UserError("an empty prompt cannot be continued", 'give --prompt "some words"')
-        for name in ("samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}", "1 or more")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One condition over all prompts and samples.
-
-    readback    the feature's mean activation on the generated tokens, read after the edit
-    rereading   the feature's mean activation when the unsteered model reads the finished text
-    kl          mean KL(unsteered || this) of the next token along the unsteered texts, in nats
-    perplexity  of this condition's texts under the unsteered model
-    label_probability   mean P(label | text) by words alone, for the feature's own label (nan without labels)
-    """
-
-    name: str
-    scale: float
-    value: float
-    texts: tuple[str, ...] = field(repr=False)
-    readback: float
-    rereading: float
-    kl: float
-    perplexity: float
-    label_probability: float
+__all__ = ["DEFAULT_PROMPTS", "READABLE", "Run", "SteerOptions", "SteerReport", "steer"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +78,7 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
     progress.say(f"loading {lookup.entry.manifest['model']['name']}")
     model = load_model_of(lookup.entry, [lookup.entry.manifest["hook"]])
     label = feature_label(lookup, options.feature)
-    bench = _Bench(options, lookup, model, sae.to(model.device), label, stats.max)
+    bench = Bench(options, lookup, model, sae.to(model.device), label, stats.max)
     progress.start("generating and measuring", len(options.scales) + 3, "runs")
     baseline = bench.run("unsteered", 0.0, 0.0, None)
     progress.advance(1)
@@ -173,138 +117,3 @@ def like_density(index: Index, feature: int, seed: int) -> int:
     distance = np.abs(np.log(table["density"][alive] / table["density"][feature]))
     nearest = alive[np.argsort(distance, kind="stable")[:20]]
     return int(np.random.default_rng([seed, feature]).choice(nearest))
-
-
-class _Bench:
-    """Everything the conditions share."""
-
-    def __init__(self, options: SteerOptions, lookup: Lookup, model, sae, label: str, maximum: float):
-        from lensae.model.generate import Sampling
-
-        self.options, self.lookup, self.model, self.sae, self.label = options, lookup, model, sae, label
-        self.maximum = maximum
-        self.hook = lookup.entry.manifest["hook"]
-        self.prompts = [model.text.encode(p) for p in options.prompts for _ in range(options.samples)]
-        self.sampling = Sampling(options.max_new_tokens, options.temperature, 50, options.seed)
-        self.judge = _judge(lookup) if label else None
-        self.baseline_written = None
-        self.baseline_logprobs = None
-        self.residual_norm = math.nan
-
-    def feature_edit(self, feature: int, value: float):
-        """The options' operation on `feature`."""
-        from lensae.steering.edits import FeatureEdit
-
-        return FeatureEdit(self.hook, self.sae, feature, value, self.options.operation, self.options.positions)
-
-    def controls(self, other: int, scale: float) -> list[Run]:
-        """Another feature of like density, at the same multiple of its own maximum; a random direction as long as
-        the typical change that the steered feature makes."""
-        import torch
-
-        from lensae.steering.edits import DirectionEdit
-
-        value = scale * float(self.lookup.index.table()["max"][other])
-        generator = torch.Generator().manual_seed(self.options.seed)
-        direction = torch.randn(self.sae.d_in, generator=generator).to(self.model.device)
-        length = scale * self.maximum if self.options.operation != "ablate" else self.maximum
-        vector = direction / direction.norm() * length
-        return [
-            self.run(f"control: feature {other}", scale, value, self.feature_edit(other, value)),
-            self.run(
-                "control: random direction", scale, length, DirectionEdit(self.hook, vector, self.options.positions)
-            ),
-        ]
-
-    def run(self, name: str, scale: float, value: float, edit) -> Run:
-        """Generate under `edit` (None: none) and measure."""
-        from lensae.model.generate import generate, read
-
-        edits = [edit] if edit is not None else []
-        written = generate(
-            self.model, self.prompts, self.sampling, range(len(self.prompts)), capture=[self.hook], edits=edits
-        )
-        if edit is None:
-            self.baseline_written = written
-            self.residual_norm = self._typical_norm(written)
-            self.baseline_logprobs = self._logprobs(written, [])
-        reread = read(self.model, [w.ids for w in written], [self.hook])
-        texts = tuple(self.model.text.decode(w.new_ids) for w in written)
-        return Run(
-            name,
-            scale,
-            value,
-            texts,
-            self._activation(written),
-            self._activation(reread, written),
-            self._kl(edits),
-            self._perplexity(written),
-            self._label_probability(texts),
-        )
-
-    def _typical_norm(self, written) -> float:
-        return float(np.mean(np.linalg.norm(self._generated(written), axis=1)))
-
-    def _generated(self, activations, written=None) -> np.ndarray:
-        """The captured rows of generated tokens, or, when nothing was generated, the prompts' last rows."""
-        parts = []
-        for a, w in zip(activations, written or activations, strict=True):
-            parts.append(a.activations[self.hook][min(len(w.prompt_ids), len(w.ids) - 1) :])
-        return np.concatenate(parts)
-
-    def _activation(self, activations, written=None) -> float:
-        import torch
-
-        with torch.inference_mode():
-            x = torch.from_numpy(self._generated(activations, written)).to(self.model.device)
-            return float(self.sae.encode(x)[:, self.options.feature].mean())
-
-    def _logprobs(self, written, edits) -> list:
-        """For each sequence, log p of what comes at each generated place (tokens, V)."""
-        from lensae.model.score import next_token_logprobs, scoring_batches
-
-        found: list = [None] * len(written)
-        for batch in scoring_batches(self.model, [w.ids for w in written]):
-            lengths = [len(written[i].prompt_ids) for i in batch]
-            results = next_token_logprobs(self.model, [written[i].ids for i in batch], edits, lengths)
-            for i, length, logp in zip(batch, lengths, results, strict=True):
-                found[i] = logp[length - 1 : -1] if written[i].new_ids else logp[-1:]
-        return found
-
-    def _kl(self, edits) -> float:
-        from lensae.steering.measure import kl
-
-        if not edits:
-            return 0.0
-        changed = self._logprobs(self.baseline_written, edits)
-        values = [kl(p, q) for p, q in zip(self.baseline_logprobs, changed, strict=True)]
-        return float(sum(v.sum() for v in values) / sum(len(v) for v in values))
-
-    def _perplexity(self, written) -> float:
-        import torch
-
-        from lensae.steering.measure import cross_entropy, perplexity
-
-        values: list[float] = []
-        clean = self.baseline_logprobs if written is self.baseline_written else self._logprobs(written, [])
-        for w, logp in zip(written, clean, strict=True):
-            if w.new_ids:
-                values += cross_entropy(logp, torch.tensor(w.new_ids, device=logp.device)).tolist()
-        return perplexity(values)
-
-    def _label_probability(self, texts: Sequence[str]) -> float:
-        if self.judge is None:
-            return math.nan
-        return float(np.mean([self.judge.probability(text, self.label) for text in texts]))
-
-
-def _judge(lookup: Lookup) -> LabelModel:
-    """A label model on the set's own texts; samples of a prompt repeat it, so the prompt counts once."""
-    seen: set[str] = set()
-    pairs = []
-    for document in lookup.reader.documents(lookup.reader.everything().spread(JUDGE_DOCUMENTS)):
-        pairs.append((document.text[len(document.prompt) :], document.label))
-        if document.prompt and document.prompt not in seen:
-            seen.add(document.prompt)
-            pairs.append((document.prompt, document.label))
-    return LabelModel(pairs, content_words)

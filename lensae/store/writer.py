@@ -48,6 +48,7 @@ class SetWriter:
             raise
         self._pending: list[CapturedDocument] = []
         self._pending_rows = 0
+        self._rows_before = self.rows_done
 
     def _open_manifest(self, header: dict) -> dict:
         (self.folder / "shards").mkdir(exist_ok=True)
@@ -102,9 +103,14 @@ class SetWriter:
         self._lock.release()
 
     @property
+    def entry(self) -> dict:
+        """What the manifest says of this pass."""
+        return self.manifest["passes"][self.number]
+
+    @property
     def complete(self) -> bool:
         """Whether this very pass was finished before."""
-        return bool(self.manifest["passes"][self.number]["completed_at"])
+        return bool(self.entry["completed_at"])
 
     @property
     def documents_done(self) -> int:
@@ -136,12 +142,12 @@ class SetWriter:
         self._list(name, data)
         self._save()
 
-    def finish(self, facts: dict) -> None:
-        """Write what is left and mark the pass complete; `facts` (counts, timing) are kept with it."""
+    def finish(self, seconds: float = 0.0) -> None:
+        """Write what is left and mark the pass complete, with the `seconds` it took since it was opened."""
         if self._pending_rows:
             self._write_shard()
-        entry = self.manifest["passes"][self.number]
-        entry.update(facts, documents=self.documents_done, rows=self.rows_done, completed_at=now())
+        self.entry.update(documents=self.documents_done, rows=self.rows_done, completed_at=now())
+        self.entry.update(seconds=round(seconds, 3), rows_in_seconds=self.rows_done - self._rows_before)
         self._save()
 
 

@@ -1,32 +1,51 @@
-"""Each stage of an experiment by the view that its own command uses."""
+"""Each stage of an experiment by the view that its own command uses, and a picture of its end."""
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from lensae.views import collect, evaluate, features, figures, index, steer, train
 from lensae.views.console import out
+from lensae.views.picture import Picture
 
 
-def show(done) -> None:
-    """Draw the report of one stage."""
-    console = out()
-    match done.stage:
-        case "collect":
-            collect.show(console, done.report, next_step=False)
-        case "train":
-            train.show(console, done.report, next_step=False)
-        case "evaluate":
-            evaluate.show(console, done.report, figures.of_evaluation(done.report))
-        case "index":
-            index.show(console, done.report, next_step=False)
-        case "features":
-            _feature(console, done.report)
-        case "steer":
-            steer.show(console, done.report)
-        case "results":
-            console.print(f"\n[dim]figures of this run in[/] {done.report}", soft_wrap=True)
+class Show:
+    """Draws the events of one experiment; the features and the steered text are kept as a picture as well."""
+
+    def __init__(self):
+        self.picture = Picture()
+
+    def __call__(self, done) -> None:
+        """Draw the report of one stage."""
+        console = out()
+        match done.stage:
+            case "collect":
+                collect.show(console, done.report, next_step=False)
+            case "train":
+                train.show(console, done.report, next_step=False)
+            case "evaluate":
+                evaluate.show(console, done.report, figures.of_evaluation(done.report))
+            case "index":
+                index.show(console, done.report, next_step=False)
+            case "features":
+                self._both(_feature, done.report)
+            case "steer":
+                self._both(steer.show, done.report)
+            case "results":
+                picture = self.picture.save(done.report.with_suffix(".svg"), "lensae")
+                console.print(f"\n[dim]figures of this run in[/] {done.report}", soft_wrap=True)
+                console.print(f"[dim]picture of its end in[/] {picture}", soft_wrap=True)
+
+    def _both(self, draw, report) -> None:
+        draw(out(), report)
+        draw(self.picture.console, report)
+        self.picture.console.print()
 
 
-def _feature(console, chosen) -> None:
-    console.print(f"best for [bold]{chosen.score.label}[/]: AUROC {chosen.score.auroc:.2f} over documents")
+def _feature(console: Console, chosen) -> None:
+    console.print(
+        f"best for [bold]{chosen.score.label}[/]: AUROC {chosen.score.auroc:.2f} over documents, "
+        f"{chosen.score.share:.0%} of its activation"
+    )
     features.headline(console, chosen.stats, chosen.lookup.reader.rows)
     features.examples(console, chosen.examples, chosen.stats.max)

@@ -1,0 +1,27 @@
+"""A picture (SVG) of what a terminal showed."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+
+
+class Picture:
+    """Collects what is drawn on `console` and saves it as one SVG file without outside fonts."""
+
+    def __init__(self, width: int = 120):
+        self.console = Console(record=True, file=io.StringIO(), width=width, force_terminal=True, highlight=False)
+
+    def save(self, path: Path, title: str) -> Path:
+        """Write the file, whole or not at all."""
+        svg = FONT_FACE.sub("", self.console.export_svg(title=title))
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(svg, encoding="utf-8")
+        os.replace(partial, path)
+        return path
