@@ -26,17 +26,19 @@ def load(directory, hooks=RESIDUAL):
     return models.load(models.resolve(str(directory)), hooks)
 
 
-def hidden_states(directory, ids: list[int]) -> list[torch.Tensor]:
-    """The stream after each block of the plain transformers model; the last comes from before the final norm."""
+def hidden_states(directory, ids: list[int]):
+    """The plain transformers model's own stream: (the state after each block, the model's final norm).
+
+    transformers gives the last of them behind the final norm.
+    """
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
-    found: list[torch.Tensor] = []
-    stack = plain.transformer.h if hasattr(plain, "transformer") else plain.model.layers
-    stack[-1].register_forward_hook(lambda m, i, o: found.append(o if isinstance(o, torch.Tensor) else o[0]))
     with torch.no_grad():
         states = plain(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    return [*states[1:-1], found[0]]
+    return [state[0] for state in states[1:]], plain.transformer.ln_f if directory.name.endswith(
+        "gpt2"
+    ) else plain.model.norm
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -45,10 +47,13 @@ def test_rows_equal_plain_transformers_at_every_layer(family, model_dir):
     assert type(model.hooked).__name__ == "ResidualStream"
     ids = [model.text.encode(text) for text in TEXTS]
     for written in read(model, ids, RESIDUAL):
-        expected = hidden_states(model_dir(family), written.ids)
-        for hook, state in zip(RESIDUAL, expected, strict=True):
-            assert written.activations[hook].shape == (len(written.ids), WIDTH)
-            np.testing.assert_allclose(written.activations[hook], state[0].numpy(), rtol=2e-4, atol=2e-4)
+        expected, final_norm = hidden_states(model_dir(family), written.ids)
+        for number, (hook, state) in enumerate(zip(RESIDUAL, expected, strict=True)):
+            found = torch.from_numpy(written.activations[hook])
+            assert found.shape == (len(written.ids), WIDTH)
+            with torch.no_grad():
+                found = final_norm(found) if number == LAYERS - 1 else found
+            torch.testing.assert_close(found, state, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lensae.cli.options import examples
+from lensae.cli.options import JsonOption, examples
 
 EXAMPLES = examples("experiment experiments/demo.toml")
 
 
 def command(
     recipe: Annotated[Path, typer.Argument(help="TOML with tables [collect], [train], [features] and [steer].")],
+    as_json: JsonOption = False,
 ) -> None:
     """Run a recipe end to end: collect, train, evaluate, index, features, steer; figures go to experiments/results."""
     from lensae.stages import experiment
@@ -27,5 +29,7 @@ def command(
         for event in experiment.run(recipe, watch, LiveTraining):
             if isinstance(event, str):
                 err().print(f"\n[bold cyan]$ python main.py {event}[/]", soft_wrap=True)
-            else:
+            elif not as_json:
                 show(event)
+            elif event.stage == "results":
+                sys.stdout.write(event.report.read_text(encoding="utf-8"))

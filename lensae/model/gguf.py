@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import os
 import shutil
 import sys
@@ -69,8 +71,9 @@ def _convert(file: Path, target: Path) -> None:
 
     folder, name = str(file.parent), file.name
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
         raise LensaeError(f"{file} cannot be read as a GGUF model: {error}") from error
     quantizer = getattr(model, "hf_quantizer", None)

@@ -1,9 +1,5 @@
 """transformers without its progress bars and advice, which would run through our own output."""
 
-import os
-
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 import transformers
 
 transformers.utils.logging.disable_progress_bar()

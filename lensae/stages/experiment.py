@@ -11,7 +11,7 @@ from lensae.paths import experiments_root, find_set, list_saes, write_json
 from lensae.recipe import TrainRecipe, load_train, table
 from lensae.stages import collect, evaluate, index, lookup, steer, train
 
-SELDOM = 0.02
+CANDIDATES, SELDOM = 16, 0.02
 TABLES = ("collect", "train", "features", "steer")
 
 
@@ -93,10 +93,10 @@ def load(path: Path) -> dict[str, dict]:
 
 
 def choose(opened: lookup.Lookup, count: int = 3, k: int = 5) -> list[ChosenFeature]:
-    """A feature for each of `count` labels, best first: those that tell their label apart (AUROC times share), and
-    fire seldom enough that their strongest examples show what they are about."""
+    """A feature for each of `count` labels, best first: of the features that best tell a label apart (AUROC), those
+    with the purest activation (times share) that fire seldom enough for their examples to show what they are about."""
     density = opened.index.table()["density"]
-    scores = [score for score in lookup.by_label(opened, 60) if density[score.feature] <= SELDOM]
+    scores = [score for score in lookup.by_label(opened, CANDIDATES) if density[score.feature] <= SELDOM]
     found: dict[str, ChosenFeature] = {}
     for score in sorted(scores, key=lambda score: -score.auroc * score.share):
         if score.label not in found and len(found) < count:
