@@ -44,19 +44,24 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Open a language model up: collect activations, train sparse autoencoders, read and steer their features."""
-    if debug:
-        os.environ["LENSAE_DEBUG"] = "1"
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from lensae import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Open a language model up: collect activations, train sparse autoencoders, read and steer their features."""
+    if debug:
+        os.environ["LENSAE_DEBUG"] = "1"
 
 
 app.command("collect", epilog=collect.EXAMPLES)(collect.command)

@@ -18,7 +18,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 def heat(strength: float) -> str:
     """A style for an activation as a share of the feature's maximum."""
     colour = HEAT[min(len(HEAT) - 1, max(0, int(strength * len(HEAT))))]
-    return f"bold black on {colour}"
+    return f"bold #1a1a1a on {colour}"
 
 
 def one_line(text: str) -> str:
