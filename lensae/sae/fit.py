@@ -21,6 +21,7 @@ from lensae.sae.functional import norm_scale
 
 SMALL_BUDGET_TOKENS = 1_500_000
 SAMPLE_ROWS = 16384
+LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     Dead means silent for a tenth of the budget, at most ten million tokens.
     """
     d_sae = max(1, round(recipe.width * d_model))
-    batch = min(recipe.batch, rows)
+    batch = min(recipe.batch, max(1, rows // LEAST_STEPS))
     wanted = recipe.tokens or (SMALL_BUDGET_TOKENS if recipe.epochs is None else rows * recipe.epochs)
     epochs = recipe.epochs or max(1, min(30, math.ceil(wanted / rows)))
     steps = max(1, math.ceil(min(wanted, rows * epochs) / batch)) if recipe.tokens else epochs * math.ceil(rows / batch)

@@ -8,10 +8,11 @@ from rich.text import Text
 
 
 def set_list(console: Console, rows: list[dict]) -> None:
-    """A line per set, with its SAEs."""
+    """A line per set, and below it one per SAE."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished", "SAEs"):
-        table.add_column(column, justify="right" if column in ("rows", "documents", "width", "MiB") else "left")
+    for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished"):
+        side = "right" if column in ("rows", "documents", "width", "MiB") else "left"
+        table.add_column(column, justify=side, no_wrap=column != "set", overflow="fold")
     for row in rows:
         table.add_row(
             row["name"],
@@ -21,8 +22,9 @@ def set_list(console: Console, rows: list[dict]) -> None:
             row["dtype"],
             f"{row['bytes'] / 2**20:,.1f}",
             row["completed_at"][:16].replace("T", " ") or Text("unfinished", style="yellow"),
-            ", ".join(row["saes"]) or "-",
         )
+        for name in row["saes"]:
+            table.add_row(Text(f"  SAE {name}", style="cyan"))
     console.print(table)
 
 

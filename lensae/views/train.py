@@ -12,6 +12,8 @@ from rich.text import Text
 from lensae.stages.train import Watcher
 from lensae.views.console import err, print_json
 
+PLAIN_EVERY_S = 3.0
+SHOWN_EPOCHS = 16
 COLUMNS = ("epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
 
 
@@ -22,6 +24,7 @@ class LiveTraining(Watcher):
         self.console = err()
         self.live: Live | None = None
         self.rows: list[tuple[str, ...]] = []
+        self.told = 0.0
 
     def __enter__(self) -> LiveTraining:
         return self
@@ -70,7 +73,9 @@ class LiveTraining(Watcher):
             "best" if epoch.best else "",
         )
         self.rows.append(row)
-        if self.live is None:
+        last = epoch.epoch == self.plan.epochs
+        if self.live is None and (last or time.monotonic() - self.told > PLAIN_EVERY_S):
+            self.told = time.monotonic()
             self.console.print(
                 f"epoch {row[0]}: {row[1]} tokens, loss {row[2]} ({row[3]}), held-out loss {row[4]}, EV {row[5]}, "
                 f"L0 {row[6]}, dead {row[7]}, {row[8]} tokens/s {row[9]}".rstrip(),
@@ -82,7 +87,7 @@ class LiveTraining(Watcher):
         table = Table(box=None, pad_edge=False)
         for column in COLUMNS:
             table.add_column(column, justify="left" if column in ("parts", "") else "right")
-        for row in self.rows:
+        for row in self.rows[-SHOWN_EPOCHS:]:
             table.add_row(*row)
         if done:
             return Group(table)
