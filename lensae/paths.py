@@ -1,6 +1,6 @@
 """Where sets, SAEs and indexes live, and how the current one is chosen.
 
-    <store>/<model>/<hook>/                 an activation set   (manifest.json, shards/, view of passes)
+    <store>/<model>/<hook>/                 an activation set   (manifest.json, shards/)
     <store>/<model>/<hook>/saes/<name>/     an SAE              (cfg.json, sae_weights.safetensors, training.json)
     <store>/<model>/<hook>/saes/<name>/index/   its feature index
 

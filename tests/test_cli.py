@@ -144,6 +144,26 @@ def test_ctrl_c_says_what_is_kept(model_dir, tmp_path):
     assert process.returncode == 130 and "same command" in err and "Traceback" not in err
 
 
+def test_chat_prompts_are_stored_with_their_template(lensae, store, tmp_path, model_dir):
+    from lensae.paths import find_set
+    from lensae.store.reader import SetReader
+
+    chatty = tmp_path / "chatty"
+    shutil.copytree(model_dir("llama"), chatty)
+    template = "{% for m in messages %}<|endoftext|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}bot:"
+    (chatty / "chat_template.jinja").write_text(template)
+    arguments = ["collect", chatty, "--corpus", "transport", "--max-new-tokens", 3, "--chat"]
+    status, _out, err = lensae(*arguments)
+    assert status == 0, err
+    reader = SetReader(find_set())
+    document = next(reader.documents(reader.everything()))
+    assert document.prompt.startswith("user: Here is the first sentence of a story.")
+    assert document.prompt.endswith("<|end|>bot:") and document.text.startswith(document.prompt)
+    assert document.label == "bicycle"
+    with reader.shard(0) as shard:
+        assert not set(shard.read("token_id").tolist()) & {0, 1}, "special tokens are not stored"
+
+
 def test_reading_plain_text(lensae, store, model_dir, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("The tram was late again and nobody minded. " * 60 + "\n\nA short one.\n")
@@ -242,6 +262,8 @@ def test_an_empty_store(lensae, store):
 BAD_INPUT = [
     (["features", "top", 99999], "no feature 99999"),
     (["features", "top", -1], "-1"),
+    (["features", "top", 1, "--k", 0], "--k cannot be 0"),
+    (["features", "list", "--k", -5], "--k cannot be -5"),
     (["features", "list", "--sort", "size"], "sorted by 'size'"),
     (["features", "top", 1, "--sae", "nope"], "no SAE named 'nope'"),
     (["features", "top", 1, "--set", "nope"], "no activation set named 'nope'"),

@@ -105,6 +105,16 @@ def test_greedy_equals_transformers_generate(model_dir):
     assert ours.new_ids == theirs
 
 
+def test_every_end_token_of_the_model_ends_a_text(model_dir):
+    """Instruction-tuned families name several in their generation settings."""
+    model = load(model_dir("llama"))
+    prompt = model.text.encode(TEXTS[0])
+    free = generate(model, [prompt], Sampling(12, 1.0, 50, 1), [0])[0].new_ids
+    model.network.generation_config.eos_token_id = [1, free[4]]
+    stopped = generate(model, [prompt], Sampling(12, 1.0, 50, 1), [0])[0].new_ids
+    assert stopped == free[: free.index(free[4])]
+
+
 class Shift:
     """An edit that adds a constant to every token it may touch, and notes what it saw."""
 

@@ -134,7 +134,7 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
     """The loop. Returns, for each forward pass, which sequences were in it."""
     alive, cache, fed = list(range(len(written))), None, []
     origin_BT = origin_of(model, ids_BT, mask_BT)
-    ends = torch.tensor(sorted(model.text.eos_ids), device=model.device)
+    ends = torch.tensor(sorted(model.end_ids), device=model.device)
     for step in range(sampling.max_new_tokens + 1):
         taps.begin(origin_BT)
         last = step == sampling.max_new_tokens

@@ -57,6 +57,12 @@ class LanguageModel:
         """The width of the residual stream."""
         return int(self.config.hidden_size)
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text: the tokenizer's, and those of the model's own generation settings."""
+        own = getattr(getattr(self.network, "generation_config", None), "eos_token_id", None)
+        return frozenset(self.text.eos_ids) | frozenset([own] if isinstance(own, int) else own or [])
+
     def default_hook(self) -> str:
         """The residual stream after the middle block."""
         return f"blocks.{self.n_layers // 2}.hook_resid_post"

@@ -13,9 +13,8 @@ from lensae.records import GENERATED, PROMPT, CapturedDocument
 
 @dataclass(frozen=True)
 class Job:
-    """One document to be: its prompt ("" for plain text), its label, the tokens the model reads, its random stream."""
+    """One document to be: its label, the tokens the model reads, and the number of its random stream."""
 
-    prompt: str
     label: str
     ids: list[int]
     stream: int
@@ -31,21 +30,25 @@ def capture(model, options, batch: list[Job], hooks) -> Iterator[CapturedDocumen
     else:
         written = read(model, [j.ids for j in batch], hooks)
     for job, result in zip(batch, written, strict=True):
-        document = _document(model, job, result)
+        document = _document(model, job, result, options.generate)
         check_finite(document, options.dtype)
         yield document
 
 
-def _document(model, job: Job, result) -> CapturedDocument:
-    """Drop special tokens and keep where every other one stands in the text."""
+def _document(model, job: Job, result, generated: bool) -> CapturedDocument:
+    """Drop special tokens and keep where every other one stands in the text.
+
+    The prompt is the part of the text that the model read, its chat template included; plain text has none.
+    """
     ids = np.array(result.ids, np.int64)
     text, start, end = model.text.spans(result.ids)
     keep = ~np.isin(ids, list(model.text.special_ids))
     position = np.arange(len(ids))
     origin = np.where(position < len(job.ids), PROMPT, GENERATED)
+    prompt = text[: end[len(job.ids) - 1]] if generated else ""
     return CapturedDocument(
         text,
-        job.prompt,
+        prompt,
         job.label,
         ids,
         ids[keep],

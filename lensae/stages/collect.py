@@ -105,11 +105,10 @@ def _jobs(model, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
     room = model.context - options.max_new_tokens
     stream = 0
     for prompt in corpus.prompts:
-        text = corpus.prompt_text(prompt)
-        ids = encode(text)
+        ids = encode(corpus.prompt_text(prompt))
         if not options.generate:
             for window in packing.windows(ids, model.text.bos_id, min(READ_CONTEXT, model.context)):
-                yield Job("", prompt.label, window, stream)
+                yield Job(prompt.label, window, stream)
                 stream += 1
             continue
         if len(ids) > room:
@@ -119,7 +118,7 @@ def _jobs(model, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
                 "lower --max-new-tokens, or read it as plain text with --no-generate",
             )
         for _ in range(options.samples_per_prompt):
-            yield Job(text, prompt.label, ids, stream)
+            yield Job(prompt.label, ids, stream)
             stream += 1
 
 

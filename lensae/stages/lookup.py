@@ -60,8 +60,7 @@ def top(lookup: Lookup, feature: int, k: int = 20) -> list[Example]:
 
     Samples of one prompt share its tokens, whose activations are then equal: such copies are shown once and counted.
     """
-    if k < 1:
-        raise UserError(f"--k cannot be {k}", "1 or more")
+    _check_count(k)
     found: dict[tuple[str, int], Example] = {}
     with ExitStack() as stack:
         shards: dict[int, Shard] = {}
@@ -77,6 +76,11 @@ def top(lookup: Lookup, feature: int, k: int = 20) -> list[Example]:
             else:
                 found[context] = example
     return list(found.values())
+
+
+def _check_count(k: int) -> None:
+    if k < 1:
+        raise UserError(f"--k cannot be {k}", "1 or more")
 
 
 def _example(shard: Shard, posting: Posting) -> Example:
@@ -156,6 +160,7 @@ def feature_label(lookup: Lookup, feature: int) -> str:
 
 def ranked(lookup: Lookup, sort: str = "density", k: int = 20) -> list[FeatureStats]:
     """The first `k` features by `sort`."""
+    _check_count(k)
     if sort not in SORTS:
         raise UserError(f"features cannot be sorted by '{sort}'", "by label, " + ", ".join(SORTS))
     return lookup.index.ranked(sort, k)
@@ -165,6 +170,7 @@ def by_label(lookup: Lookup, k: int = 20) -> list[LabelScore]:
     """The `k` features that best tell one label of the set from the others."""
     from lensae.interpret.labels import label_scores, strongest_per_document
 
+    _check_count(k)
     labels: list[str] = []
     columns: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, document, feature, value in _triples(lookup):
