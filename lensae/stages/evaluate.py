@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from lensae import model as models
+from lensae.durable import write_json
 from lensae.errors import LensaeError, UserError
-from lensae.paths import SetEntry, find_pair, write_json
+from lensae.paths import SetEntry, find_pair
 from lensae.stages.index import check_match
 from lensae.stages.progress import Progress, Silent
 from lensae.store.reader import Selection, SetReader

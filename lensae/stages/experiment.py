@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lensae.durable import write_json
 from lensae.errors import UserError, nearest
-from lensae.paths import experiments_root, find_set, list_saes, write_json
+from lensae.paths import experiments_root, find_set, list_saes
 from lensae.recipe import TrainRecipe, load_train, table
 from lensae.stages import collect, evaluate, index, lookup, steer, train
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lensae import __version__, registry
+from lensae.durable import Folder, write_json
 from lensae.errors import UserError
-from lensae.paths import SaeEntry, SetEntry, find_set, safe_name, write_json
+from lensae.paths import SaeEntry, SetEntry, find_set, safe_name
 from lensae.recipe import TrainRecipe
 from lensae.store.reader import Selection, SetReader
 from lensae.store.writer import now
@@ -59,9 +57,12 @@ def train(
     training, heldout = reader.split(recipe.heldout, recipe.seed)
     _check_split(entry, training, heldout)
     plan = make_plan(recipe, training.rows, reader.width)
-    name = _free_name(entry, name or default_name(recipe, plan.d_sae), fixed=name is not None)
+    if name and (entry.path / "saes" / safe_name(name)).exists():
+        raise UserError(f"there is already an SAE '{name}' in {entry.name}", "give another --name, or remove it")
+    name = _free_name(entry, safe_name(name or default_name(recipe, plan.d_sae)))
     watcher.begins(entry, name, recipe, plan)
-    with _folder(entry.path / "saes" / name) as folder:
+    place = Folder(entry.path / "saes" / name, taken=lambda target: target.with_name(_free_name(entry, target.name)))
+    with place as folder:
         log = _MetricsFile(folder / "metrics.csv")
 
         def on_epoch(epoch) -> None:
@@ -78,11 +79,10 @@ def train(
                 watcher.step,
                 on_epoch,
             )
-        metadata = _metadata(entry, recipe)
-        checkpoint.save(folder, result.trainer.sae(result.scale, metadata))
-        write_json(folder / "training.json", _training(entry, recipe, plan, result))
-    sae = SaeEntry(entry.path / "saes" / name, _training(entry, recipe, plan, result))
-    return TrainReport(entry.name, sae, recipe, plan, result)
+        checkpoint.save(folder, result.trainer.sae(result.scale, _metadata(entry, recipe)))
+        facts = _training(entry, recipe, plan, result)
+        write_json(folder / "training.json", facts)
+    return TrainReport(entry.name, SaeEntry(place.target, facts), recipe, plan, result)
 
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
@@ -99,35 +99,12 @@ def _check_split(entry: SetEntry, training: Selection, heldout: Selection) -> No
         )
 
 
-def _free_name(entry: SetEntry, name: str, fixed: bool) -> str:
+def _free_name(entry: SetEntry, name: str) -> str:
     """`name`, or with a number behind it when it is taken: a training never replaces another."""
-    folder, name = entry.path / "saes", safe_name(name)
-    if fixed and (folder / name).exists():
-        raise UserError(f"there is already an SAE '{name}' in {entry.name}", "give another --name, or remove it")
-    number = 2
-    free = name
-    while (folder / free).exists():
+    free, number = name, 2
+    while (entry.path / "saes" / free).exists():
         free, number = f"{name}-{number}", number + 1
     return free
-
-
-class _folder:
-    """A folder that is filled beside its place and renamed into it at the end; nothing stays when that fails."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.path = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", suffix=".partial", dir=self.target.parent))
-        return self.path
-
-    def __exit__(self, kind, *_exc) -> None:
-        if kind is None:
-            self.path.chmod(0o755)
-            os.replace(self.path, self.target)
-        else:
-            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class _MetricsFile:

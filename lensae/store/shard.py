@@ -6,7 +6,6 @@ only leave a `.partial` file behind, never a half-written shard under its own na
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import h5py
 import numpy as np
 
 from lensae.errors import DamagedError
-from lensae.paths import write_durably
 from lensae.records import CapturedDocument, StoredDocument, TokenSpan
 from lensae.store.schema import CHUNK_ROWS, NUL, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS, content_digest
 
@@ -56,13 +54,6 @@ def _create(file: h5py.File, name: str, array: np.ndarray) -> None:
     rows = min(len(array), CHUNK_ROWS if array.ndim == 2 else 16 * CHUNK_ROWS)
     chunks = (max(1, rows), *array.shape[1:])
     file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, track_times=False)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Put a shard's bytes under its name: `.partial`, fsync, rename."""
-    partial = path.with_name(path.name + ".partial")
-    write_durably(partial, data)
-    os.replace(partial, path)
 
 
 class Shard:

@@ -6,8 +6,9 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lensae.durable import clear_partials, write_file, write_json
 from lensae.errors import DamagedError, UserError
-from lensae.paths import read_set, write_json
+from lensae.paths import read_set
 from lensae.records import CapturedDocument
 from lensae.store import shard as shards
 from lensae.store.lock import WriterLock
@@ -77,8 +78,7 @@ class SetWriter:
 
     def _adopt_whole_shards(self) -> None:
         """List shards that were finished just before a kill, and clear away what was not."""
-        for partial in self.folder.glob("shards/*.partial"):
-            partial.unlink()
+        clear_partials(self.folder / "shards")
         listed = {entry["file"] for entry in self.manifest["shards"]}
         for path in sorted(self.folder.glob("shards/*.h5")):
             if path.name not in listed:
@@ -137,7 +137,7 @@ class SetWriter:
         name = shard_name(len(self.manifest["shards"]))
         attrs = {"pass": self.number, "first_document": self.documents_done}
         data, _rows = shards.image(self._pending, hook, self.manifest["dtype"], attrs)
-        shards.write(self.folder / "shards" / name, data)
+        write_file(self.folder / "shards" / name, data)
         self._pending, self._pending_rows = [], 0
         self._list(name, data)
         self._save()

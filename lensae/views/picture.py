@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from pathlib import Path
 
 from rich.console import Console
+
+from lensae.durable import write_file
 
 FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
@@ -20,8 +21,5 @@ class Picture:
 
     def save(self, path: Path, title: str) -> Path:
         """Write the file, whole or not at all."""
-        svg = FONT_FACE.sub("", self.console.export_svg(title=title))
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(svg, encoding="utf-8")
-        os.replace(partial, path)
+        write_file(path, FONT_FACE.sub("", self.console.export_svg(title=title)).encode())
         return path
