@@ -17,12 +17,13 @@ def names(package: str) -> list[str]:
     return sorted(f.stem.replace("_", "-") for f in files if not f.stem.startswith("_"))
 
 
-def load(package: str, name: str) -> ModuleType:
-    """Import the one module of `package` whose command-line name is `name`.
-
-    Raises UserError with the nearest names when there is none.
-    """
+def check(package: str, name: str) -> None:
+    """Raise UserError with the nearest names when `package` has no module of the command-line name `name`."""
     if name not in names(package):
-        kind = package.rsplit(".", 1)[-1].rstrip("s").replace("_", " ")
-        raise unknown(kind, name, names(package))
+        raise unknown(package.rsplit(".", 1)[-1].removesuffix("s"), name, names(package))
+
+
+def load(package: str, name: str) -> ModuleType:
+    """Import the one module of `package` whose command-line name is `name` (UserError when there is none)."""
+    check(package, name)
     return importlib.import_module(f"lensae.{package}.{name.replace('-', '_')}")

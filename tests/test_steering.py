@@ -13,7 +13,7 @@ from lensae.errors import UserError
 from lensae.records import GENERATED, PROMPT
 from lensae.sae.base import SAE
 from lensae.steering import measure, positions
-from lensae.steering.edits import DirectionEdit, FeatureEdit, Replacement, reconstruct
+from lensae.steering.edits import FeatureEdit, MatchedDirection, Replacement, reconstruct
 
 HOOK = "blocks.4.hook_resid_post"
 OPERATIONS = registry.names("steering.operations")
@@ -78,8 +78,17 @@ def test_positions(where, touched, sae, x):
     origin = torch.tensor([[-1, 0, 0, 1, 1], [-1, -1, 0, 1, 1]])
     changed = (edit(sae, "add", where=where).apply(x, origin) != x).any(-1)
     assert (changed == torch.isin(origin, torch.tensor(touched))).all()
-    moved = (DirectionEdit(HOOK, torch.ones(64), where).apply(x, origin) != x).any(-1)
+    moved = (MatchedDirection(edit(sae, "add", where=where), torch.ones(64)).apply(x, origin) != x).any(-1)
     assert (moved == changed).all()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_matched_direction_moves_each_token_as_far(operation, sae, x):
+    change = edit(sae, operation)
+    other = MatchedDirection(change, torch.randn(64))
+    lengths = [(e.apply(x, ALL) - x).norm(dim=-1) for e in (change, other)]
+    torch.testing.assert_close(*lengths, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(change.apply(x, ALL), other.apply(x, ALL))
 
 
 def test_replacement_leaves_special_tokens(sae, x):

@@ -268,7 +268,7 @@ class TestReader:
 
     def test_every_row_once_an_epoch_in_another_order(self, reader, monkeypatch):
         monkeypatch.setattr("lensae.store.reader.WINDOW_CHUNKS", 3)
-        training, _held = reader.split(0.2, 0)
+        training = reader.split(0.2, 0).training
         expected = self.rows(reader, training)
         epochs = [np.concatenate(list(reader.shuffled(training, 32, 7, epoch))) for epoch in (0, 1)]
         order = np.lexsort(expected.T)
@@ -278,14 +278,15 @@ class TestReader:
         assert not np.array_equal(*epochs)
 
     def test_batches_are_full_and_repeatable(self, reader):
-        training, _held = reader.split(0.2, 0)
+        training = reader.split(0.2, 0).training
         first, second = (list(reader.shuffled(training, 50, 3, 2)) for _ in range(2))
         assert [len(b) for b in first[:-1]] == [50] * (len(first) - 1)
         for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a, b)
 
     def test_a_prompt_is_on_one_side_of_the_split(self, reader):
-        training, held = reader.split(0.25, 4)
+        split = reader.split(0.25, 4)
+        training, held = split.training, split.heldout
         prompts = [{d.prompt for d in reader.documents(side)} for side in (training, held)]
         assert prompts[1] and not prompts[0] & prompts[1]
         assert len(prompts[1]) == round(0.25 * len(prompts[0] | prompts[1]))
@@ -293,9 +294,18 @@ class TestReader:
         assert training.rows + held.rows == reader.rows
 
         def texts(seed: int) -> list[str]:
-            return [d.text for d in reader.documents(reader.split(0.25, seed)[1])]
+            return [d.text for d in reader.documents(reader.split(0.25, seed).heldout)]
 
         assert texts(4) == texts(4) != texts(5)
+
+    def test_held_out_prompts_stay_held_out_when_the_set_grows(self, reader, folder):
+        split = reader.split(0.25, 4)
+        before = [{d.prompt for d in reader.documents(side)} for side in (split.training, split.heldout)]
+        write_set(folder, [document(n, 9) for n in range(200, 260)], spec={"corpus": "more", "seed": 0})
+        grown = SetReader(find_set())
+        again = grown.split_at(split.limit, 4)
+        after = [{d.prompt for d in grown.documents(side)} for side in (again.training, again.heldout)]
+        assert before[0] < after[0] and before[1] <= after[1] and not after[0] & after[1]
 
     @pytest.mark.parametrize("count", [1, 7, 59, 1000])
     def test_a_spread_of_documents(self, reader, count):

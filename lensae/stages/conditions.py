@@ -42,8 +42,7 @@ class SteerOptions:
         for scale in self.scales:
             if not math.isfinite(scale):
                 raise UserError(f"--scale cannot be {scale}", "a number, in multiples of the feature's maximum")
-        if self.operation not in registry.names("steering.operations"):
-            registry.load("steering.operations", self.operation)
+        registry.check("steering.operations", self.operation)
         positions.check(self.positions)
         if not self.prompts or not all(p.strip() for p in self.prompts):
             raise UserError("an empty prompt cannot be continued", 'give --prompt "some words"')
@@ -97,22 +96,19 @@ class Bench:
         return FeatureEdit(self.hook, self.sae, feature, value, self.options.operation, self.options.positions)
 
     def controls(self, other: int, scale: float) -> list[Run]:
-        """Another feature of like density, at the same multiple of its own maximum; a random direction as long as
-        the typical change that the steered feature makes."""
+        """Another feature of like density, at the same multiple of its own maximum; and a random direction, moved
+        along at each token as far as the steered feature would have moved the stream there."""
         import torch
 
-        from lensae.steering.edits import DirectionEdit
+        from lensae.steering.edits import MatchedDirection
 
-        value = scale * float(self.lookup.index.table()["max"][other])
-        generator = torch.Generator().manual_seed(self.options.seed)
-        direction = torch.randn(self.sae.d_in, generator=generator).to(self.model.device)
-        length = scale * self.maximum if self.options.operation != "ablate" else self.maximum
-        vector = direction / direction.norm() * length
+        others_value = scale * float(self.lookup.index.table()["max"][other])
+        value = scale * self.maximum
+        direction = torch.randn(self.sae.d_in, generator=torch.Generator().manual_seed(self.options.seed))
+        matched = MatchedDirection(self.feature_edit(self.options.feature, value), direction.to(self.model.device))
         return [
-            self.run(f"control: feature {other}", scale, value, self.feature_edit(other, value)),
-            self.run(
-                "control: random direction", scale, length, DirectionEdit(self.hook, vector, self.options.positions)
-            ),
+            self.run(f"control: feature {other}", scale, others_value, self.feature_edit(other, others_value)),
+            self.run("control: random direction", scale, value, matched),
         ]
 
     def run(self, name: str, scale: float, value: float, edit) -> Run:

@@ -60,7 +60,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure the SAE on the documents that were held out of its training, and write evaluation.json beside it.
 
-    An SAE that was not trained here is measured on the documents that a training with seed 0 would hold out.
+    Documents collected since then count as held out when their prompt would have been. An SAE that was not trained
+    here is measured on the documents that a training with seed 0 would hold out.
     """
     progress = progress or Silent()
     started = time.perf_counter()
@@ -70,8 +71,7 @@ def evaluate(
 
     sae = load(sae_entry.path)
     check_match(entry, sae_entry, sae.cfg)
-    recipe = sae_entry.training.get("recipe", {})
-    _training, heldout = reader.split(recipe.get("heldout") or 0.1, recipe.get("seed", 0))
+    heldout = _heldout(reader, sae_entry.training)
     if not heldout.documents:
         raise UserError(f"{entry.name} has no documents to hold out", "collect from at least two prompts")
     figures, density, counts, zeros = _reconstruction(reader, sae, heldout, progress)
@@ -91,6 +91,13 @@ def evaluate(
     )
     write_json(sae_entry.path / "evaluation.json", summary(report))
     return report
+
+
+def _heldout(reader: SetReader, training: dict) -> Selection:
+    seed = training.get("recipe", {}).get("seed", 0)
+    if "heldout_limit" in training:
+        return reader.split_at(training["heldout_limit"], seed).heldout
+    return reader.split(0.1, seed).heldout
 
 
 def summary(report: EvaluationReport) -> dict:
@@ -129,7 +136,7 @@ def _reconstruction(reader: SetReader, sae, heldout: Selection, progress: Progre
 
 
 def _losses(reader: SetReader, sae, heldout: Selection, progress: Progress) -> LossReport:
-    """Run the held-out documents (the first few thousand tokens of them) three times through the model."""
+    """Run some of the held-out documents, evenly chosen, three times through the model."""
     import torch
 
     from lensae.model.score import next_token_logprobs, scoring_batches

@@ -141,14 +141,14 @@ def _label_means(lookup: Lookup, feature: int) -> list[tuple[str, float]]:
     rows_of: dict[str, int] = {}
     for number, (rows, values) in enumerate(lookup.index.all_postings(feature)):
         with lookup.reader.shard(number) as shard:
-            labels = np.array(shard.texts("label"))
-            start = shard.read("documents/start")
-            document = shard.read("document")[rows] if len(rows) else np.zeros(0, int)
-        for index, label in enumerate(labels.tolist()):
-            rows_of[label] = rows_of.get(label, 0) + int(start[index + 1] - start[index])
-        for index, value in zip(document.tolist(), values.tolist(), strict=True):
-            mass[labels[index]] = mass.get(labels[index], 0.0) + value
-    means = [(label, mass.get(label, 0.0) / n) for label, n in rows_of.items() if label and n]
+            names, code = np.unique(np.array(shard.texts("label")), return_inverse=True)
+            length = np.diff(shard.read("documents/start"))
+            document = shard.read("document")[rows]
+        per_label = np.bincount(code[document], values, len(names)), np.bincount(code, length, len(names))
+        for name, total, count in zip(names.tolist(), *per_label, strict=True):
+            mass[name] = mass.get(name, 0.0) + float(total)
+            rows_of[name] = rows_of.get(name, 0) + int(count)
+    means = [(label, mass[label] / n) for label, n in rows_of.items() if label and n]
     return sorted(means, key=lambda item: -item[1])
 
 

@@ -39,7 +39,6 @@ class SteerReport:
     baseline: Run
     steered: tuple[Run, ...]
     controls: tuple[Run, ...]
-
     best: Run | None
 
     @property

@@ -11,7 +11,7 @@ from lensae.durable import Folder, write_json
 from lensae.errors import UserError
 from lensae.paths import SaeEntry, SetEntry, find_set, safe_name
 from lensae.recipe import TrainRecipe
-from lensae.store.reader import Selection, SetReader
+from lensae.store.reader import SetReader, Split
 from lensae.store.writer import now
 
 
@@ -54,9 +54,9 @@ def train(
     from lensae.sae.fit import fit, make_plan
 
     watcher = watcher or Watcher()
-    training, heldout = reader.split(recipe.heldout, recipe.seed)
-    _check_split(entry, training, heldout)
-    plan = make_plan(recipe, training.rows, reader.width)
+    split = reader.split(recipe.heldout, recipe.seed)
+    _check_split(entry, split)
+    plan = make_plan(recipe, split.training.rows, reader.width)
     if name and (entry.path / "saes" / safe_name(name)).exists():
         raise UserError(f"there is already an SAE '{name}' in {entry.name}", "give another --name, or remove it")
     name = _free_name(entry, safe_name(name or default_name(recipe, plan.d_sae)))
@@ -72,15 +72,15 @@ def train(
         with fast_matmul():
             result = fit(
                 lambda window: architecture.Trainer(reader.width, plan.d_sae, recipe, window),
-                lambda epoch: reader.shuffled(training, plan.batch, recipe.seed, epoch),
-                lambda: reader.batches(heldout, plan.batch),
+                lambda epoch: reader.shuffled(split.training, plan.batch, recipe.seed, epoch),
+                lambda: reader.batches(split.heldout, plan.batch),
                 recipe,
                 plan,
                 watcher.step,
                 on_epoch,
             )
         checkpoint.save(folder, result.trainer.sae(result.scale, _metadata(entry, recipe)))
-        facts = _training(entry, recipe, plan, result)
+        facts = _training(entry, recipe, plan, result) | {"heldout_limit": split.limit}
         write_json(folder / "training.json", facts)
     return TrainReport(entry.name, SaeEntry(place.target, facts), recipe, plan, result)
 
@@ -91,10 +91,11 @@ def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     return f"{recipe.arch}-{d_sae}-{sparsity}"
 
 
-def _check_split(entry: SetEntry, training: Selection, heldout: Selection) -> None:
-    if not training.documents or not heldout.documents:
+def _check_split(entry: SetEntry, split: Split) -> None:
+    if not split.training.documents or not split.heldout.documents:
+        documents = split.training.documents + split.heldout.documents
         raise UserError(
-            f"{entry.name} has too few documents to hold some out ({training.documents + heldout.documents} with rows)",
+            f"{entry.name} has too few documents to hold some out ({documents} with rows)",
             "collect from at least two prompts: python main.py collect",
         )
 

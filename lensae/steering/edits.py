@@ -26,25 +26,33 @@ class FeatureEdit:
     operation: str = "clamp"
     where: str = "all"
 
+    def delta(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """What the operation adds at each token."""
+        operation = registry.load("steering.operations", self.operation)
+        return operation.delta(x_BTD, self.sae, self.feature, self.value)
+
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The edited stream."""
-        delta = registry.load("steering.operations", self.operation).delta
-        return _changed(
-            x_BTD, positions.select(self.where, origin_BT), delta(x_BTD, self.sae, self.feature, self.value)
-        )
+        return _changed(x_BTD, positions.select(self.where, origin_BT), self.delta(x_BTD))
 
 
 @dataclass(frozen=True)
-class DirectionEdit:
-    """A fixed vector (D,) added at the positions that `where` names."""
+class MatchedDirection:
+    """A direction (D,) in place of a feature's own: at each token as long a change as `edit` would make there."""
 
-    hook: str
-    vector_D: torch.Tensor
-    where: str = "all"
+    edit: FeatureEdit
+    direction_D: torch.Tensor
+
+    @property
+    def hook(self) -> str:
+        """The hook of the edit it stands in for."""
+        return self.edit.hook
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The edited stream."""
-        return _changed(x_BTD, positions.select(self.where, origin_BT), self.vector_D.expand_as(x_BTD))
+        length_BT1 = self.edit.delta(x_BTD).norm(dim=-1, keepdim=True)
+        unit_D = self.direction_D / self.direction_D.norm()
+        return _changed(x_BTD, positions.select(self.edit.where, origin_BT), length_BT1 * unit_D)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ class Selection:
         return Selection(chosen, round(self.rows * int(keep.sum()) / self.documents))
 
 
+@dataclass(frozen=True)
+class Split:
+    """Two sides of a set: a document is held out when the number of its prompt is at most `limit`."""
+
+    training: Selection
+    heldout: Selection
+    limit: int
+
+
 class SetReader:
     """A finished activation set; shards are opened when they are needed."""
 
@@ -80,26 +89,31 @@ class SetReader:
                 indices.append(np.flatnonzero(np.diff(shard.read("documents/start"))))
         return Selection(tuple(indices), self.rows)
 
-    def split(self, fraction: float, seed: int) -> tuple[Selection, Selection]:
-        """(training, held-out) documents, whole ones: those that share a prompt are never on both sides.
+    def split(self, fraction: float, seed: int) -> Split:
+        """Training and held-out documents, whole ones: those that share a prompt are never on both sides.
 
-        Which prompts are held out depends on the seed and the prompts alone; a set with one prompt holds out nothing.
+        About `fraction` of the prompts are held out, at least one; a set with a single prompt holds out nothing.
         """
+        keys, lengths = self._keys(seed)
+        groups = np.unique(np.concatenate([key[length > 0] for key, length in zip(keys, lengths, strict=True)]))
+        held = max(1, round(fraction * len(groups))) if len(groups) > 1 else 0
+        return _split(keys, lengths, int(groups[held - 1]) if held else -1)
+
+    def split_at(self, limit: int, seed: int) -> Split:
+        """The split that an earlier one's `limit` means on the set as it is now.
+
+        A prompt stays on its side when others are added, so what was trained on is never among the held out.
+        """
+        return _split(*self._keys(seed), limit)
+
+    def _keys(self, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each shard: a number per document that stands for its prompt, and how many rows the document has."""
         keys, lengths = [], []
         for number in range(len(self.shards)):
             with self.shard(number) as shard:
                 keys.append(_keys(shard, seed))
                 lengths.append(np.diff(shard.read("documents/start")))
-        with_rows = [length > 0 for length in lengths]
-        groups = np.unique(np.concatenate([key[some] for key, some in zip(keys, with_rows, strict=True)]))
-        held = max(1, round(fraction * len(groups))) if len(groups) > 1 else 0
-        limit = groups[held - 1] if held else -1
-        sides = []
-        for held_out in (False, True):
-            chosen = [some & ((key <= limit) == held_out) for key, some in zip(keys, with_rows, strict=True)]
-            rows = sum(int(length[c].sum()) for length, c in zip(lengths, chosen, strict=True))
-            sides.append(Selection(tuple(np.flatnonzero(c) for c in chosen), rows))
-        return sides[0], sides[1]
+        return keys, lengths
 
     def documents(self, selection: Selection) -> Iterator[StoredDocument]:
         """The documents of `selection` (texts and token ids, no activations), in the order of the set."""
@@ -183,6 +197,15 @@ def _row_mask(shard: Shard, index: np.ndarray) -> np.ndarray:
     chosen = np.zeros(shard.n_documents, bool)
     chosen[index] = True
     return np.repeat(chosen, np.diff(shard.read("documents/start")))
+
+
+def _split(keys: list[np.ndarray], lengths: list[np.ndarray], limit: int) -> Split:
+    sides = []
+    for held_out in (False, True):
+        chosen = [(n > 0) & ((key <= limit) == held_out) for key, n in zip(keys, lengths, strict=True)]
+        rows = sum(int(n[c].sum()) for n, c in zip(lengths, chosen, strict=True))
+        sides.append(Selection(tuple(np.flatnonzero(c) for c in chosen), rows))
+    return Split(sides[0], sides[1], limit)
 
 
 def group_of(prompt: str, text: str) -> str:
