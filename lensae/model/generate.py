@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lensae.errors import UserError
+from lensae.errors import LensaeError, UserError
 from lensae.model.language_model import SPECIAL, Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
 from lensae.records import GENERATED, PROMPT
@@ -148,6 +148,8 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
             break
         if last:
             break
+        if cache is None:
+            raise LensaeError(f"{model.name} gives no key-value cache", "read text with it: --no-generate")
         next_B = sample(logits_BTV[:, -1], random_BN[alive, step].to(model.device), sampling)
         going = torch.nonzero(~torch.isin(next_B, ends))[:, 0]
         if len(going) < len(alive):
