@@ -21,6 +21,16 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """How a corpus file is read: the columns that hold the text and the label, and whether a .txt file's documents
+    are its lines (True), its blank-line blocks (False), or blocks unless it has no blank line (None)."""
+
+    text_column: str = "text"
+    label_column: str = "label"
+    lines: bool | None = None
+
+
+@dataclass(frozen=True)
 class TokenSpan:
     """The token under one activation row: `text[start:end]` of its document."""
 

@@ -174,6 +174,43 @@ def test_reading_plain_text(lensae, store, model_dir, tmp_path):
     assert lensae("train", "--epochs", 1, "--width", 1)[0] == 0
 
 
+def test_a_pattern_of_hooks_makes_a_set_each_in_one_pass(lensae, store, model_dir):
+    arguments = ["collect", model_dir("gpt2"), "--corpus", "probes", "--max-new-tokens", 4]
+    status, out, err = lensae(*arguments, "--hook", "blocks.*.hook_resid_post", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["hooks"] == [f"blocks.{n}.hook_resid_post" for n in range(8)]
+    assert len(list(store.glob("tiny-gpt2/*/manifest.json"))) == 8
+    status, out, _err = lensae(*arguments, "--hook", "blocks.[12].mlp.hook_post", "--name", "inside", "--json")
+    assert status == 0 and json.loads(out)["hooks"] == ["blocks.1.mlp.hook_post", "blocks.2.mlp.hook_post"]
+    assert json.loads(lensae("store", "info", "inside/blocks.2.mlp.hook_post", "--json")[1])["width"] == 4 * 64
+    assert lensae(*arguments, "--hook", "blocks.*.hook_nothing")[0] == 2
+
+
+def test_bounds_on_a_pass(lensae, store, model_dir, tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("body\n" + "The tram was late again and nobody minded. " * 200 + "\nshort\n")
+    reading = ["collect", model_dir("gpt2"), "--corpus", path, "--text-column", "body", "--no-generate", "--json"]
+    everything = json.loads(lensae(*reading, "--context", 50, "--name", "a")[1])
+    some = json.loads(lensae(*reading, "--context", 50, "--max-tokens", 500, "--name", "b")[1])
+    assert 400 < some["rows"] <= 500 < everything["rows"]
+    from lensae.paths import find_set
+    from lensae.store.reader import SetReader
+
+    reader = SetReader(find_set("a/blocks.4.hook_resid_post"))
+    lengths = [len(d.input_ids) for d in reader.documents(reader.everything())]
+    assert max(lengths) == 50
+    status, out, _err = lensae("collect", model_dir("gpt2"), "--max-tokens", 300, "--max-new-tokens", 20, "--json")
+    assert status == 0 and 0 < json.loads(out)["rows"] <= 300
+
+
+def test_a_pass_that_plainly_has_no_room(lensae, store, model_dir, monkeypatch):
+    usage = shutil.disk_usage(ROOT)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--corpus", "probes")
+    assert status == 1 and "MiB are free" in err and not list(store.rglob("*.h5"))
+
+
 def test_looking_features_up(lensae, use_trained):
     status, out, _err = lensae("features", "list", "--sort", "max", "--k", 3, "--json")
     ranked = json.loads(out)
@@ -281,6 +318,9 @@ BAD_INPUT = [
     (["collect", "--dtype", "int8"], "dtype cannot be 'int8'"),
     (["collect", "--samples-per-prompt", 0], "cannot be 0"),
     (["collect", "--max-new-tokens", 0], "--no-generate"),
+    (["collect", "--context", 1], "--context cannot be 1"),
+    (["collect", "--max-tokens", 0], "--max-tokens cannot be 0"),
+    (["collect", "--corpus", "themes", "--text-column", "body"], "'body'"),
     (["collect", "--temperature", -1], "temperature cannot be"),
     (["collect", "no/such/model"], "neither a model id"),
     (["corpus", "stats", "themse"], "themes"),

@@ -12,47 +12,48 @@ from hypothesis import strategies as st
 from lensae.corpus import packing, prompts
 from lensae.corpus.stats import content_words, describe
 from lensae.errors import UserError
+from lensae.records import ReadOptions
 
 
 def test_themes():
     corpus = prompts.load("themes")
-    assert len(corpus.prompts) == 100
-    assert set(Counter(p.label for p in corpus.prompts).values()) == {20}
+    assert corpus.count == len(list(corpus)) == 100
+    assert set(Counter(p.label for p in corpus).values()) == {20}
     stats = describe(corpus)
     assert 21 <= stats.words_mean <= 23
-    assert len({p.text for p in corpus.prompts}) == 100
+    assert len({p.text for p in corpus}) == 100
 
 
 def test_probes():
-    labels = [p.label for p in prompts.load("probes").prompts]
+    labels = [p.label for p in prompts.load("probes")]
     assert labels == ["narrative", "fact", "code", "dialogue", "science", "humour", "figurative language"]
 
 
 def test_transport():
     corpus = prompts.load("transport")
-    counts = Counter(p.label for p in corpus.prompts)
+    counts = Counter(p.label for p in corpus)
     assert len(counts) == 30 and set(counts.values()) == {10}
     assert corpus.template.count("{text}") == 1
-    first = corpus.prompts[0]
+    first = next(iter(corpus))
     assert first.text in corpus.prompt_text(first) and len(corpus.prompt_text(first)) > len(first.text)
-    assert all(p.label in p.text.lower() for p in corpus.prompts)
+    assert all(p.label in p.text.lower() for p in corpus)
 
 
 def test_text_files(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\ufefffirst\nstill first\n\n\n second \n", encoding="utf-8")
-    assert [(p.id, p.text) for p in prompts.load(str(path)).prompts] == [
+    assert [(p.id, p.text) for p in prompts.load(str(path))] == [
         ("line-1", "first\nstill first"),
         ("line-5", " second "),
     ]
     path.write_text("one\r\ntwo\r\nthree")
-    assert [p.text for p in prompts.load(str(path)).prompts] == ["one", "two", "three"]
+    assert [p.text for p in prompts.load(str(path))] == ["one", "two", "three"]
 
 
 def test_jsonl_files(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x", "id": 3}\n\n{"text": "y", "label": null}\n{"text": "  "}\n')
-    found = prompts.load(str(path)).prompts
+    found = prompts.load(str(path))
     assert [(p.id, p.text, p.label) for p in found] == [("3", "x", ""), ("line-3", "y", "")]
 
 
@@ -61,9 +62,15 @@ BAD = {
     "bytes.jsonl": (b'{"text": "ok"}\n{"text": "\xe9"}\n', "line 2"),
     "broken.jsonl": (b'{"text": "ok"}\n{"text": \n', "line 2 is not JSON"),
     "list.jsonl": (b"[1, 2]\n", "line 1 is not an object"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1 is not an object"),
+    "number.jsonl": (b'{"text": 5}\n', "line 1: .text. holds int"),
     "surrogate.jsonl": (b'{"text": "\\ud83d"}\n', "surrogate"),
     "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+    "header.csv": (b"body,label\na,b\n", "no column 'text'"),
+    "short.csv": (b"label,text\nx,fine\ny\n", "line 3: .text. holds nothing"),
+    "latin.csv": (b"text\n\xe9\n", "line 2: byte 1 is not UTF-8"),
+    "empty.csv": (b"", "holds no text"),
+    "broken.parquet": (b"PAR1 nothing", "cannot be read as Parquet"),
+    "empty.parquet": (b"", "cannot be read as Parquet"),
     "empty.txt": (b"", "holds no text"),
     "blank.jsonl": (b'{"text": " "}\n', "holds no text"),
     "picture.png": (b"\x89PNG", "no reader"),
@@ -76,6 +83,78 @@ def test_bad_files(name, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         prompts.load(str(tmp_path / name))
+
+
+def texts(name: str, **options) -> list[tuple[str, str, str]]:
+    return [(p.id, p.text, p.label) for p in prompts.load(name, ReadOptions(**options))]
+
+
+def test_csv_files(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('\ufefftext,label,id\n"one, with\na break",red,x1\n"",none,x2\nthree,,x3\n', encoding="utf-8")
+    assert texts(str(path)) == [("x1", "one, with\na break", "red"), ("x3", "three", "")]
+    path.write_text("body,kind\r\n" + "a" * 200_000 + ",long\r\n")
+    ((own, text, label),) = texts(str(path), text_column="body", label_column="kind")
+    assert (own, len(text), label) == ("line-2", 200_000, "long")
+
+
+def test_lines_or_blocks(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n\nthree\n")
+    assert [t for _, t, _ in texts(str(path))] == ["one\ntwo", "three"]
+    assert [t for _, t, _ in texts(str(path), lines=True)] == ["one", "two", "three"]
+    path.write_text("one\ntwo\n\n\n")
+    assert [t for _, t, _ in texts(str(path))] == ["one", "two"]
+    assert [t for _, t, _ in texts(str(path), lines=False)] == ["one\ntwo"]
+
+
+def test_parquet_files(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    rows = [{"text": f"text {n}", "label": n % 3, "other": [n]} for n in range(2_500)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found = texts(str(path))
+    assert len(found) == 2_500 and found[1_500] == ("line-1501", "text 1500", "0")
+    for column, message in (("label", "holds int"), ("other", "holds list"), ("txet", "no column 'txet'")):
+        with pytest.raises(UserError, match=message):
+            prompts.load(str(path), ReadOptions(text_column=column))
+
+
+def test_datasets_in_a_directory(tmp_path):
+    import datasets
+
+    datasets.disable_progress_bars()
+    rows = {"text": ["one", "two", " "], "label": ["red", "blue", "none"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    assert texts(f"hf:{tmp_path / 'saved'}") == [("line-1", "one", "red"), ("line-2", "two", "blue")]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "test.jsonl").write_text('{"body": "three"}\n')
+    assert texts(f"hf:{tmp_path / 'files'}::test", text_column="body") == [("line-1", "three", "")]
+    corpus = prompts.load(f"hf:{tmp_path / 'saved'}")
+    assert corpus.count is None and list(corpus) == list(corpus), "it can be read again"
+    with pytest.raises(UserError, match="cannot be opened"):
+        prompts.load(f"hf:{tmp_path / 'files'}::nope")
+    with pytest.raises(UserError, match="cannot be opened"):
+        prompts.load("hf:no/such-dataset")
+
+
+def test_standard_input(monkeypatch):
+    import io
+    import sys
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("one\ntwo é\n".encode())))
+    assert [t for _, t, _ in texts("-")] == ["one", "two é"]
+
+
+def test_a_very_long_line(tmp_path):
+    """It is one document; nothing is cut and nothing fails before the model's context cuts it."""
+    path = tmp_path / "long.jsonl"
+    with open(path, "w") as file:
+        file.write('{"text": "' + "tram " * 4_000_000 + '"}\n')
+    ((_own, text, _label),) = texts(str(path))
+    assert len(text) == 20_000_000
 
 
 def test_unknown_names(tmp_path):
@@ -93,11 +172,14 @@ def test_a_template_needs_its_placeholder(tmp_path):
         prompts.load(str(tmp_path / "a.txt"))
 
 
-@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 9), st.integers(1, 5))
-def test_batches_hold_every_text_once(lengths, size, pool):
-    found = list(packing.batches(lengths, size, pool))
-    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 9), st.integers(1, 5), st.booleans())
+def test_batches_hold_every_item_once(lengths, size, pool, by_length):
+    items = list(enumerate(lengths))
+    found = list(packing.batches(items, size, (lambda item: item[1]) if by_length else None, pool))
+    assert sorted(item for batch in found for item in batch) == items
     assert all(len(batch) <= size for batch in found)
+    if not by_length:
+        assert [item for batch in found for item in batch] == items
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=60), st.integers(2, 20))

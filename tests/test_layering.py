@@ -108,5 +108,5 @@ def test_plugins_are_found_by_file_name():
     from lensae import registry
 
     assert registry.names("sae.architectures") == ["tied-l1", "topk"]
-    assert registry.names("corpus.readers") == ["jsonl", "txt"]
+    assert registry.names("corpus.readers") == ["csv", "hf", "jsonl", "parquet", "txt"]
     assert registry.names("steering.operations") == ["ablate", "add", "clamp"]

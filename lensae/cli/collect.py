@@ -14,7 +14,8 @@ EXAMPLES = examples(
     "collect",
     "collect gpt2-medium --hook blocks.6.hook_resid_post",
     "collect --corpus transport --samples-per-prompt 2 --chat",
-    "collect --corpus my-texts.txt --no-generate",
+    "collect --hook 'blocks.*.hook_resid_post' --corpus probes",
+    "collect --corpus my-texts.csv --text-column body --no-generate --max-tokens 1000000",
 )
 
 
@@ -24,11 +25,20 @@ def command(
         typer.Argument(help="smollm2-135m (embedded, the default), a hub id, a model directory or a .gguf file."),
     ] = None,
     hook: Annotated[
-        list[str] | None, typer.Option(help="TransformerLens hook; repeat for several. Default: middle residual.")
+        list[str] | None, typer.Option(help="TransformerLens hook or pattern; repeatable. Default: middle residual.")
     ] = None,
-    corpus: Annotated[str, typer.Option(help="A shipped corpus, or a .txt or .jsonl file.")] = "themes",
+    corpus: Annotated[
+        str, typer.Option(help="Shipped corpus; .txt, .jsonl, .csv, .parquet file; hf:<dataset>; - for standard input.")
+    ] = "themes",
     generate: Annotated[bool, typer.Option(help="Continue each prompt, or only read the text.")] = True,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt in the model's chat template.")] = False,
+    text_column: Annotated[str, typer.Option(help="Column (or JSON key) that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
+    lines: Annotated[
+        bool | None, typer.Option("--lines/--blocks", help="Documents of a .txt file: its lines or its blocks.")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Longest input when only reading; longer texts are cut.")] = 512,
+    max_tokens: Annotated[int | None, typer.Option(help="Bound on the whole pass.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 96,
     samples_per_prompt: Annotated[int, typer.Option(help="Continuations of each prompt.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Continuations at a time.")] = 64,
@@ -53,6 +63,11 @@ def command(
         corpus=corpus,
         generate=generate,
         chat=chat,
+        text_column=text_column,
+        label_column=label_column,
+        lines=lines,
+        context=context,
+        max_tokens=max_tokens,
         max_new_tokens=max_new_tokens,
         samples_per_prompt=samples_per_prompt,
         batch_size=batch_size,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def windows(ids: Sequence[int], bos: int | None, context: int) -> Iterator[list[int]]:
@@ -13,13 +17,15 @@ def windows(ids: Sequence[int], bos: int | None, context: int) -> Iterator[list[
         yield lead + body[start : start + room]
 
 
-def batches(lengths: Sequence[int], size: int, pool: int = 16) -> Iterator[list[int]]:
-    """Indices of texts in batches of `size`, texts of like length together within each pool of `pool` batches.
+def batches(
+    items: Iterable[T], size: int, length: Callable[[T], int] | None = None, pool: int = 16
+) -> Iterator[list[T]]:
+    """Items in batches of `size`; with `length`, items of like length together within each pool of `pool` batches.
 
-    The order depends on the lengths alone, so an interrupted pass finds the same batches again.
+    The order depends on the items alone, so an interrupted pass finds the same batches again.
     """
-    for first in range(0, len(lengths), size * pool):
-        members = range(first, min(first + size * pool, len(lengths)))
-        ordered = sorted(members, key=lambda i: lengths[i])
+    source = iter(items)
+    while members := list(islice(source, size * pool if length else size)):
+        ordered = sorted(members, key=length) if length else members
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]

@@ -1,27 +1,43 @@
-"""A corpus by name or path."""
+"""A corpus by name, path or prefix, read again from the start each time it is iterated."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-from dataclasses import dataclass
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 from lensae import registry
 from lensae.errors import UserError, unknown
-from lensae.records import Prompt
+from lensae.records import Prompt, ReadOptions
 
 PLACEHOLDER = "{text}"
+PREFIXES = ("hf",)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Prompts in order; `template` wraps each text (it is `{text}` alone when there is none)."""
+    """Texts in order; `template` wraps each (it is `{text}` alone when there is none).
+
+    `count` is how many there are, or None for a stream whose end is not known; `sha256` is over the file's bytes and
+    the template, or over the name of a stream.
+    """
 
     name: str
-    path: Path
+    source: Path | str
     sha256: str
     template: str
-    prompts: tuple[Prompt, ...]
+    count: int | None
+    reader: ModuleType = field(repr=False)
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return (p for p in self.reader.read(self.source, self.options) if p.text.strip())
 
     def prompt_text(self, prompt: Prompt) -> str:
         """What the model reads for `prompt`."""
@@ -38,27 +54,44 @@ def shipped() -> dict[str, Path]:
     return {}
 
 
-def load(name: str) -> Corpus:
-    """The corpus `name`: a shipped name, or the path of a file whose ending a reader knows.
+def load(name: str, options: ReadOptions | None = None) -> Corpus:
+    """The corpus `name`: a shipped name, a file whose ending a reader knows, `hf:<dataset>`, or `-` (text lines).
 
-    A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises UserError for an
-    unknown name, an unknown ending, a file that cannot be read as what it says it is, and one without any text.
+    A file is read through once, so that whatever is wrong with it is said before any work is done; nothing of it
+    is kept in memory. A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises
+    UserError for an unknown name or ending, a file that cannot be read as what it says it is, and one without text.
     """
+    options = options or ReadOptions()
+    prefix, _colon, rest = name.partition(":")
+    if prefix in PREFIXES and rest:
+        return _stream(name, prefix, rest, options)
     path = _find(name)
-    reader = _reader(path)
+    reader, template = _reader(path), _template(path)
     try:
-        prompts = tuple(prompt for prompt in reader.read(path) if prompt.text.strip())
-        digest = hashlib.sha256(path.read_bytes())
+        with open(path, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+        digest.update(template.encode())
+        corpus = Corpus(path.stem, path, digest.hexdigest(), template, None, reader, options)
+        count = sum(1 for _prompt in corpus)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if not prompts:
+    if not count:
         raise UserError(f"{path} holds no text")
-    template = _template(path)
-    digest.update(template.encode())
-    return Corpus(path.stem, path, digest.hexdigest(), template, prompts)
+    return Corpus(path.stem, path, digest.hexdigest(), template, count, reader, options)
+
+
+def _stream(name: str, prefix: str, rest: str, options: ReadOptions) -> Corpus:
+    reader = registry.load("corpus.readers", prefix)
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    corpus = Corpus(rest.replace(":", "-"), rest, digest, PLACEHOLDER, None, reader, options)
+    if next(iter(corpus), None) is None:
+        raise UserError(f"{name} holds no text")
+    return corpus
 
 
 def _find(name: str) -> Path:
+    if name == "-":
+        return _standard_input()
     known = shipped()
     if name in known:
         return known[name]
@@ -69,9 +102,20 @@ def _find(name: str) -> Path:
     raise unknown("corpus", name, known)
 
 
-def _reader(path: Path):
+def _standard_input() -> Path:
+    """What comes in on standard input, kept in a temporary file so that it can be read twice."""
+    folder = Path(tempfile.mkdtemp(prefix="lensae-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "stdin.txt"
+    with open(path, "wb") as file:
+        while block := sys.stdin.buffer.read(2**20):
+            file.write(block)
+    return path
+
+
+def _reader(path: Path) -> ModuleType:
     ending = path.suffix.lstrip(".").lower()
-    known = registry.names("corpus.readers")
+    known = [name for name in registry.names("corpus.readers") if name not in PREFIXES]
     if ending not in known:
         raise UserError(f"no reader for {path.name}", f"known endings: {', '.join('.' + n for n in known)}")
     return registry.load("corpus.readers", ending)

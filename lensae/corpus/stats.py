@@ -57,17 +57,24 @@ def content_words(text: str) -> list[str]:
 
 def describe(corpus: Corpus, count_tokens=None, most: int = 15) -> CorpusStats:
     """Count `corpus`; `count_tokens(text)` gives the tokens of one text, as the model reads it."""
-    lengths = [len(text.split()) for text in (p.text for p in corpus.prompts)]
-    frequent = Counter(word for p in corpus.prompts for word in set(content_words(p.text)))
-    tokens = [count_tokens(corpus.prompt_text(p)) for p in corpus.prompts] if count_tokens else None
+    lengths: list[int] = []
+    tokens: list[int] = []
+    frequent: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    for prompt in corpus:
+        lengths.append(len(prompt.text.split()))
+        frequent.update(set(content_words(prompt.text)))
+        labels.update([prompt.label] if prompt.label else [])
+        if count_tokens:
+            tokens.append(count_tokens(corpus.prompt_text(prompt)))
     return CorpusStats(
         corpus.name,
-        len(corpus.prompts),
+        len(lengths),
         sum(lengths),
         mean(lengths),
         min(lengths),
         max(lengths),
-        tuple(Counter(p.label for p in corpus.prompts if p.label).most_common()),
+        tuple(labels.most_common()),
         tuple(frequent.most_common(most)),
         corpus.template,
         sum(tokens) if tokens else None,

@@ -36,8 +36,11 @@ class StopForward(Exception):
 class LanguageModel:
     """A causal language model that can be hooked, stepped with a KV cache, and cut off after the last needed block."""
 
-    def __init__(self, source: ModelSource, text: Text, network, hooked, device: str, n_layers: int):
+    def __init__(
+        self, source: ModelSource, text: Text, network, hooked, device: str, n_layers: int, hooks: tuple[str, ...] = ()
+    ):
         self.source, self.text, self.device, self.n_layers = source, text, device, n_layers
+        self.hooks = hooks or (self.default_hook(),)
         self.network, self.hooked = network, hooked
         self.config = network.config.get_text_config()
         self._accepted = set(inspect.signature(network.forward).parameters)

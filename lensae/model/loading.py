@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def load_text(source: ModelSource) -> Text:
 
 
 def load(source: ModelSource, hooks: Sequence[str] = (), device: str | None = None) -> LanguageModel:
-    """The model of `source`, float32, weights unprocessed, with `hooks` ready for `add_hook`.
+    """The model of `source`, float32, weights unprocessed, with `hooks` (names or patterns) ready for `add_hook`.
 
     The residual stream alone takes the fast route (`ResidualStream`), any other hook the general one
     (`TransformerBridge`). Raises UserError with the nearest names for a hook that the model does not have, and
@@ -39,13 +40,34 @@ def load(source: ModelSource, hooks: Sequence[str] = (), device: str | None = No
     device = device or default_device()
     network = _load_network(source).to(device).eval()
     blocks = _blocks(network, source)
-    if blocks is not None and all(_is_residual(hook, len(blocks)) for hook in hooks):
-        use_plain_products_in_attention(network)
-        return LanguageModel(source, text, network, ResidualStream(network, blocks), device, len(blocks))
+    if blocks is not None:
+        chosen = expand(
+            hooks, [f"blocks.{n}.hook_resid_{side}" for n in range(len(blocks)) for side in ("pre", "post")]
+        )
+        if all(_is_residual(hook, len(blocks)) for hook in chosen):
+            use_plain_products_in_attention(network)
+            return LanguageModel(source, text, network, ResidualStream(network, blocks), device, len(blocks), chosen)
     bridge = _bridge(source, network, text, device)
-    for hook in hooks:
+    chosen = expand(hooks, sorted(bridge.hook_dict, key=_in_order_of_blocks))
+    for hook in chosen:
         check_hook(hook, bridge.hook_dict)
-    return LanguageModel(source, text, bridge.original_model, bridge, device, bridge.cfg.n_layers)
+    return LanguageModel(source, text, bridge.original_model, bridge, device, bridge.cfg.n_layers, chosen)
+
+
+def expand(hooks: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """`hooks` with each pattern (`blocks.*.hook_resid_post`) replaced by the names it matches, each name once.
+
+    A pattern that matches nothing stays as it is.
+    """
+    found: list[str] = []
+    for hook in hooks:
+        found += fnmatch.filter(known, hook) or [hook] if set(hook) & set("*?[") else [hook]
+    return tuple(dict.fromkeys(found))
+
+
+def _in_order_of_blocks(name: str) -> tuple[int, str]:
+    number = name.split(".")[1] if name.startswith("blocks.") else ""
+    return (int(number) if number.isdigit() else -1, name)
 
 
 def check_hook(hook: str, known) -> None:

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from lensae.errors import LensaeError
 from lensae.records import GENERATED, PROMPT, CapturedDocument
-
-
-@dataclass(frozen=True)
-class Job:
-    """One document to be: its label, the tokens the model reads, and the number of its random stream."""
-
-    label: str
-    ids: list[int]
-    stream: int
+from lensae.stages.jobs import Job
 
 
 def capture(model, options, batch: list[Job], hooks) -> Iterator[CapturedDocument]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lensae import model as models
-from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import UserError
-from lensae.paths import set_path
-from lensae.records import PROMPT
-from lensae.stages.capture import Job, capture
+from lensae.errors import LensaeError, UserError
+from lensae.paths import set_path, store_root
+from lensae.records import PROMPT, ReadOptions
+from lensae.stages.capture import capture
+from lensae.stages.jobs import batches, expected_tokens, jobs
 from lensae.stages.progress import Progress, Silent
 from lensae.store.schema import DTYPES
 from lensae.store.shard import Shard
 from lensae.store.writer import SetWriter, header
 
-READ_CONTEXT = 512
+ROW_MAP_BYTES = 32  # token, document, position, place in the text, origin, and a share of the text itself
+UNSPECIFIC = ("model", "hooks", "dtype", "name", "corpus")  # not part of what makes two passes the same
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class CollectOptions:
     corpus: str = "themes"
     generate: bool = True
     chat: bool = False
+    text_column: str = "text"
+    label_column: str = "label"
+    lines: bool | None = None
+    context: int = 512
+    max_tokens: int | None = None
     max_new_tokens: int = 96
     samples_per_prompt: int = 1
     batch_size: int = 64
@@ -46,11 +52,13 @@ class CollectOptions:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise UserError(f"dtype cannot be '{self.dtype}'", "one of " + ", ".join(DTYPES))
-        for field in ("samples_per_prompt", "batch_size"):
-            if getattr(self, field) < 1:
+        for field in ("samples_per_prompt", "batch_size", "max_tokens"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise UserError(f"--{field.replace('_', '-')} cannot be {getattr(self, field)}", "1 or more")
         if self.generate and self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens cannot be {self.max_new_tokens}", "1 or more, or --no-generate")
+        if self.context < 2:
+            raise UserError(f"--context cannot be {self.context}", "2 or more")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed cannot be {self.seed}", "0 or more")
 
@@ -84,45 +92,22 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
     Raises UserError for what the options get wrong and LensaeError when an activation does not fit the dtype.
     """
     progress = progress or Silent()
-    corpus = load_corpus(options.corpus)
+    corpus = load_corpus(options.corpus, ReadOptions(options.text_column, options.label_column, options.lines))
     source = models.resolve(options.model)
     progress.say(f"loading {source.name}")
     model = models.load(source, options.hooks)
-    hooks = tuple(dict.fromkeys(options.hooks)) or (model.default_hook(),)
-    widths = model.widths(hooks)
-    jobs = list(_jobs(model, corpus, options))
+    widths = model.widths(model.hooks)
+    expected = expected_tokens(model, corpus, options)
     with ExitStack() as stack:
-        writers = _open_writers(stack, model, options, corpus, hooks, widths, command)
+        writers = _open_writers(stack, model, options, corpus, widths, command)
         complete = all(writer.complete for writer in writers)
         if not complete:
-            _run(model, options, jobs, hooks, writers, progress)
-        return _report(model, hooks, writers, complete)
+            _check_room(options, widths, expected, progress)
+            _run(model, options, corpus, expected, writers, progress)
+        return _report(model, writers, complete)
 
 
-def _jobs(model, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
-    """The documents of the pass, in order."""
-    encode = model.text.encode_chat if options.chat else model.text.encode
-    room = model.context - options.max_new_tokens
-    stream = 0
-    for prompt in corpus.prompts:
-        ids = encode(corpus.prompt_text(prompt))
-        if not options.generate:
-            for window in packing.windows(ids, model.text.bos_id, min(READ_CONTEXT, model.context)):
-                yield Job(prompt.label, window, stream)
-                stream += 1
-            continue
-        if len(ids) > room:
-            raise UserError(
-                f"prompt '{prompt.id}' has {len(ids)} tokens; with {options.max_new_tokens} new ones that is more than "
-                f"the {model.context} that {model.name} reads",
-                "lower --max-new-tokens, or read it as plain text with --no-generate",
-            )
-        for _ in range(options.samples_per_prompt):
-            yield Job(prompt.label, ids, stream)
-            stream += 1
-
-
-def _open_writers(stack: ExitStack, model, options, corpus: Corpus, hooks, widths, command: str) -> list[SetWriter]:
+def _open_writers(stack: ExitStack, model, options, corpus: Corpus, widths, command: str) -> list[SetWriter]:
     source = model.source
     described = {
         "name": source.name,
@@ -134,49 +119,62 @@ def _open_writers(stack: ExitStack, model, options, corpus: Corpus, hooks, width
         "d_model": model.d_model,
         "n_layers": model.n_layers,
     }
-    settings = {k: v for k, v in asdict(options).items() if k not in ("model", "hooks", "dtype", "name", "corpus")}
+    settings = {k: v for k, v in asdict(options).items() if k not in UNSPECIFIC}
     spec = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, **settings}
     versions = {
         name: importlib.metadata.version(name) for name in ("lensae", "torch", "transformers", "transformer-lens")
     }
     writers = []
-    for hook in hooks:
-        about = header(described, hook, widths[hook], options.dtype, versions)
+    for hook, width in widths.items():
+        about = header(described, hook, width, options.dtype, versions)
         folder = set_path(options.name or source.name, hook)
         writers.append(stack.enter_context(SetWriter(folder, about, spec, command)))
     return writers
 
 
-def _run(model, options: CollectOptions, jobs: list[Job], hooks, writers: list[SetWriter], progress: Progress) -> None:
+def _run(model, options: CollectOptions, corpus: Corpus, expected: int, writers: list[SetWriter], progress) -> None:
     # Sets of one pass may be interrupted at different shards: each writer skips what it has.
     done = [writer.documents_done for writer in writers]
-    new = options.max_new_tokens if options.generate else 0
-    progress.start(f"collecting {' '.join(hooks)}", sum(len(job.ids) + new for job in jobs), "tokens")
-    started, number = time.perf_counter(), 0
-    for batch in _batches(jobs, options):
+    progress.start(f"collecting {_names(model.hooks)}", expected, "tokens")
+    started, number, tokens = time.perf_counter(), 0, 0
+    for batch in batches(jobs(model, corpus, options), options):
         if number + len(batch) > min(done):
-            for place, document in enumerate(capture(model, options, batch, hooks), number):
+            for place, document in enumerate(capture(model, options, batch, model.hooks), number):
                 for writer, skip in zip(writers, done, strict=True):
                     if place >= skip and not writer.complete:
                         writer.append(document)
         number += len(batch)
-        progress.advance(sum(len(job.ids) + new for job in batch))
+        tokens += sum(job.tokens for job in batch)
+        if not expected and corpus.count:
+            progress.expect(max(tokens, round(tokens / number * corpus.count)))
+        progress.advance(sum(job.tokens for job in batch))
     for writer in writers:
         if not writer.complete:
             writer.finish(time.perf_counter() - started)
 
 
-def _batches(jobs: list[Job], options: CollectOptions) -> Iterator[list[Job]]:
-    if options.generate:
-        for start in range(0, len(jobs), options.batch_size):
-            yield jobs[start : start + options.batch_size]
-    else:
-        size = max(1, options.batch_size * 64 // READ_CONTEXT)
-        for indices in packing.batches([len(job.ids) for job in jobs], size):
-            yield [jobs[i] for i in indices]
+def _names(hooks: tuple[str, ...]) -> str:
+    return hooks[0] if len(hooks) == 1 else f"{len(hooks)} hooks"
 
 
-def _report(model, hooks, writers: list[SetWriter], already_complete: bool) -> CollectReport:
+def _check_room(options: CollectOptions, widths: dict[str, int], expected: int, progress: Progress) -> None:
+    """Say how much room the pass may take; raise LensaeError when it is plainly not there."""
+    item = 2 if options.dtype == "float16" else 4
+    needed = expected * sum(width * item + ROW_MAP_BYTES for width in widths.values())
+    place = store_root()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed:
+        progress.say(f"at most {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB free")
+    if needed > free:
+        raise LensaeError(
+            f"the pass may need {needed / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free for {store_root()}/",
+            "make room, or bound it with --max-tokens",
+        )
+
+
+def _report(model, writers: list[SetWriter], already_complete: bool) -> CollectReport:
     first = writers[0]
     shards = [s for s in first.manifest["shards"] if s["pass"] == first.number]
     prompt_rows = 0
@@ -185,7 +183,7 @@ def _report(model, hooks, writers: list[SetWriter], already_complete: bool) -> C
             prompt_rows += int((shard.read("origin") == PROMPT).sum())
     return CollectReport(
         model.name,
-        tuple(hooks),
+        model.hooks,
         tuple(w.folder for w in writers),
         first.documents_done,
         first.rows_done,

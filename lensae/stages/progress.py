@@ -16,6 +16,10 @@ class Progress(Protocol):
         """`count` more units are done."""
         ...
 
+    def expect(self, total: int) -> None:
+        """A better guess of the total."""
+        ...
+
     def say(self, line: str) -> None:
         """A line worth keeping."""
         ...
@@ -28,6 +32,9 @@ class Silent:
         """Nothing."""
 
     def advance(self, count: int, note: str = "") -> None:
+        """Nothing."""
+
+    def expect(self, total: int) -> None:
         """Nothing."""
 
     def say(self, line: str) -> None:

@@ -62,6 +62,12 @@ class Watch:
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, unit=unit, note="")
 
+    def expect(self, total: int) -> None:
+        """A better guess of the total."""
+        self.total = total
+        if self.bar is not None:
+            self.bar.update(self.task, total=total)
+
     def advance(self, count: int, note: str = "") -> None:
         """`count` more units are done."""
         self.done += count

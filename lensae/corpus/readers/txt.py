@@ -1,4 +1,4 @@
-"""Plain text: a document per block, blank lines between blocks; one per line when there is no blank line at all."""
+"""Plain text: a document per blank-line block, or per line; by default lines when there is no blank line at all."""
 
 from __future__ import annotations
 
@@ -6,26 +6,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lensae.corpus.readers._lines import numbered_lines
-from lensae.records import Prompt
+from lensae.records import Prompt, ReadOptions
 
 
-def read(path: Path) -> Iterator[Prompt]:
+def read(source: Path, options: ReadOptions) -> Iterator[Prompt]:
     """The documents of a .txt file; their ids are the numbers of their first lines."""
-    blocks = list(_blocks(path))
-    if len(blocks) == 1:
-        number, lines = blocks[0]
-        blocks = [(number + i, [line]) for i, line in enumerate(lines)]
-    for number, lines in blocks:
-        yield Prompt(f"line-{number}", "\n".join(lines))
+    lines = not _has_blocks(source) if options.lines is None else options.lines
+    for number, text in _lines(source) if lines else _blocks(source):
+        yield Prompt(f"line-{number}", text)
 
 
-def _blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
-    lines: list[str] = []
-    for number, line in numbered_lines(path):
+def _has_blocks(source: Path) -> bool:
+    """Whether a blank line stands between lines of text."""
+    text = blank = False
+    for _number, line in numbered_lines(source):
+        if line.strip() and blank:
+            return True
+        text, blank = text or bool(line.strip()), text and not line.strip()
+    return False
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in numbered_lines(source) if line.strip())
+
+
+def _blocks(source: Path) -> Iterator[tuple[int, str]]:
+    block: list[str] = []
+    first = 1
+    for number, line in numbered_lines(source):
         if line.strip():
-            lines.append(line)
-        elif lines:
-            yield number - len(lines), lines
-            lines = []
-    if lines:
-        yield number - len(lines) + 1, lines
+            first = first if block else number
+            block.append(line)
+        elif block:
+            yield first, "\n".join(block)
+            block = []
+    if block:
+        yield first, "\n".join(block)

@@ -1,0 +1,31 @@
+"""What readers of tables share: columns by name, and values that must be text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from lensae.errors import UserError, nearest
+from lensae.records import Prompt, ReadOptions
+
+
+def check_columns(columns: Collection[str], options: ReadOptions, where: object) -> None:
+    """Raise UserError, naming the nearest column, when the text column is not there (or a label column asked for)."""
+    wanted = [options.text_column]
+    if options.label_column != ReadOptions.label_column:
+        wanted.append(options.label_column)
+    for name in wanted:
+        if name not in columns:
+            hint = nearest(name, columns) or "it has " + ", ".join(sorted(columns)[:12])
+            raise UserError(f"{where} has no column '{name}'", hint + "; --text-column and --label-column choose")
+
+
+def prompt_of(row: Mapping, options: ReadOptions, where: str, number: int) -> Prompt:
+    """The document of one row; `where` names it in an error and `number` is its id when it has none."""
+    text = row.get(options.text_column)
+    if not isinstance(text, str):
+        found = "nothing" if text is None else type(text).__name__
+        raise UserError(f"{where}: '{options.text_column}' holds {found}, not text")
+    if any(0xD800 <= ord(c) < 0xE000 for c in text):
+        raise UserError(f"{where} holds half of a surrogate pair, which is not text")
+    label, own = row.get(options.label_column), row.get("id")
+    return Prompt(f"line-{number}" if own is None else str(own), text, "" if label is None else str(label))

@@ -1,0 +1,41 @@
+"""`hf:<dataset>[:config][:split]`: a Hugging Face dataset, streamed; a directory works as the dataset.
+
+The split is `train` unless it is named.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lensae.corpus.readers._rows import check_columns, prompt_of
+from lensae.errors import UserError
+from lensae.records import Prompt, ReadOptions
+
+
+def read(source: str, options: ReadOptions) -> Iterator[Prompt]:
+    """The documents of a dataset; a missing id is the row's number."""
+    name, config, split = [*source.split(":"), "", ""][:3]
+    rows = _open(name, config, split)
+    for number, row in enumerate(rows, 1):
+        if number == 1:
+            check_columns(row, options, f"dataset {name}")
+        yield prompt_of(row, options, f"dataset {name}, row {number}", number)
+
+
+def _open(name: str, config: str, split: str):
+    if not Path(name).is_dir():
+        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "3")
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(name)
+            return found[split or "train"] if isinstance(found, datasets.DatasetDict) else found
+        return datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "is the name right, and the hub within reach? a local directory works as well: hf:path/to/folder"
+        raise UserError(f"dataset '{name}' cannot be opened: {reason}", hint) from None
