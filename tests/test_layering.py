@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lensae"
-EVERYWHERE = {"records", "recipe", "paths", "registry", "errors", "durable"}
+EVERYWHERE = {"records", "recipe", "paths", "registry", "errors", "durable", "deadline"}
 DOMAINS = {"corpus", "model", "store", "sae", "index", "steering", "interpret"}
 HEAVY = {"torch", "transformers", "transformer_lens"}
 

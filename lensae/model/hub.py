@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
+from lensae.deadline import within
 from lensae.errors import UserError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -53,24 +53,14 @@ def _ask_hub(name: str) -> None:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    outcome: list[BaseException | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(name, timeout=ANSWER_WITHIN_S - 0.5)
-            outcome.append(None)
-        except BaseException as error:  # handed to the waiting thread, which says what it means
-            outcome.append(error)
-
+    failure: BaseException | None = ConnectionError("offline")
     if not constants.HF_HUB_OFFLINE:
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(ANSWER_WITHIN_S)
-    if outcome and outcome[0] is None:
+        failure = within(ANSWER_WITHIN_S, lambda: HfApi().model_info(name, timeout=ANSWER_WITHIN_S - 0.5))
+    if failure is None:
         return
-    if outcome and isinstance(outcome[0], GatedRepoError):
+    if isinstance(failure, GatedRepoError):
         raise UserError(f"model '{name}' is gated", "accept its licence on the hub, then: hf auth login")
-    if outcome and isinstance(outcome[0], RepositoryNotFoundError):
+    if isinstance(failure, RepositoryNotFoundError):
         raise UserError(f"the hub has no model '{name}' (or it is private)", _help(name))
     raise UserError(f"model '{name}' is not in the local cache and the hub cannot be reached", _help(name))
 

@@ -5,13 +5,16 @@ The split is `train` unless it is named.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lensae.corpus.readers._rows import check_columns, prompt_of
+from lensae.deadline import within
 from lensae.errors import UserError
 from lensae.records import Prompt, ReadOptions
+
+ANSWER_WITHIN_S = 4.0
+HINT = "is the name right, and the hub within reach? a local directory works as well: hf:path/to/folder"
 
 
 def read(source: str, options: ReadOptions) -> Iterator[Prompt]:
@@ -25,11 +28,11 @@ def read(source: str, options: ReadOptions) -> Iterator[Prompt]:
 
 
 def _open(name: str, config: str, split: str):
-    if not Path(name).is_dir():
-        os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "3")
     import datasets
 
     datasets.disable_progress_bars()
+    if not Path(name).is_dir():
+        _ask_hub(name)
     try:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(name)
@@ -37,5 +40,13 @@ def _open(name: str, config: str, split: str):
         return datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "is the name right, and the hub within reach? a local directory works as well: hf:path/to/folder"
-        raise UserError(f"dataset '{name}' cannot be opened: {reason}", hint) from None
+        raise UserError(f"dataset '{name}' cannot be opened: {reason}", HINT) from None
+
+
+def _ask_hub(name: str) -> None:
+    """Ask the hub once whether the dataset exists: `datasets` itself would try again for half a minute."""
+    from huggingface_hub import HfApi
+
+    failure = within(ANSWER_WITHIN_S, lambda: HfApi().dataset_info(name, timeout=ANSWER_WITHIN_S - 0.5))
+    if failure is not None:
+        raise UserError(f"dataset '{name}' cannot be opened: {str(failure).splitlines()[0]}", HINT)
