@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lensae.errors import DamagedError
@@ -33,15 +36,26 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write and fsync `data` beside its place and rename it; nothing is left behind when that fails (a full disk)."""
+    with new_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def new_file(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Give the place beside `path` where a large file is built piece by piece; it is fsynced and renamed at the end.
+
+    Nothing is left behind when that fails. Raises FileExistsError when `keep` is set and `path` has come into being.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield partial
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
+        if keep and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 

@@ -47,7 +47,8 @@ class CapturedDocument:
     """What one document of a collection pass adds to the store.
 
     The arrays all have one entry per stored row (R); `activations` maps hook -> (R, width) float32.
-    `input_ids` is the whole input of the model, special tokens included, so that it can be run again exactly.
+    `input_ids` is the whole input of the model, special tokens included, so that it can be run again exactly;
+    `dropped` counts tokens left out because their activations could not be stored.
     """
 
     text: str
@@ -60,6 +61,7 @@ class CapturedDocument:
     char_start: np.ndarray
     char_end: np.ndarray
     activations: Mapping[str, np.ndarray]
+    dropped: int = 0
 
 
 @dataclass(frozen=True)

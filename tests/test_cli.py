@@ -32,6 +32,11 @@ COMMANDS = [
     ["store", "list"],
     ["store", "info"],
     ["store", "verify"],
+    ["store", "repair"],
+    ["store", "view"],
+    ["store", "export"],
+    ["store", "remove"],
+    ["survey"],
     ["experiment"],
     ["doctor"],
 ]
@@ -285,6 +290,7 @@ def test_the_store_commands(lensae, use_trained):
     assert details["passes"][0]["spec"]["corpus"] == "themes" and details["weights_sha256"]
     assert lensae("store", "info")[0] == 0
     assert lensae("store", "verify")[0] == 0
+    assert (use_trained / details["name"] / "view.h5").is_file()
     status, out, _err = lensae("doctor", "--json")
     assert status == 0 and {"torch", "embedded model", "disk"} <= {fact["name"] for fact in json.loads(out)}
 
@@ -403,6 +409,38 @@ def test_a_truncated_shard(lensae, trained, tmp_path, monkeypatch):
     assert status == 1 and "00000.h5" in out
 
 
+@pytest.mark.parametrize("mode", [["--max-new-tokens", 9, "--batch-size", 3], ["--no-generate", "--context", 30]])
+def test_repair_collects_exactly_the_damaged_shards_again(mode, lensae, store, model_dir):
+    arguments = ["collect", model_dir("llama"), "--corpus", "probes", "--samples-per-prompt", 3, "--shard-rows", 90]
+    assert lensae(*arguments, *mode)[0] == 0
+    folder = next(store.glob("tiny-llama/*/shards"))
+    good = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert len(good) > 3
+    damaged = bytearray(good["00001.h5"])
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "00001.h5").write_bytes(damaged)
+    (folder / "00002.h5").unlink()
+    assert lensae("store", "verify")[0] == 1
+    status, out, err = lensae("store", "repair", "--json")
+    assert status == 0, err
+    found = json.loads(out)["repaired"]
+    assert [(shard["shard"], shard["same"]) for shard in found] == [("00001.h5", True), ("00002.h5", True)]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.h5")} == good
+    assert (folder / "00001.h5.bad").read_bytes() == damaged
+    assert lensae("store", "verify")[0] == 0
+    assert "nothing to repair" in lensae("store", "repair")[1]
+
+
+def test_repair_needs_the_same_text(lensae, store, model_dir, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one tram\n\ntwo trams\n")
+    assert lensae("collect", model_dir("llama"), "--corpus", path, "--max-new-tokens", 4)[0] == 0
+    next(store.rglob("00000.h5")).unlink()
+    path.write_text("one tram\n\nthree trams\n")
+    status, _out, err = lensae("store", "repair")
+    assert status == 2 and "is not the text" in err
+
+
 def test_a_full_disk_during_collect(lensae, store, model_dir, monkeypatch):
     real = os.fsync
 
@@ -432,6 +470,10 @@ def test_activations_that_do_not_fit_float16(lensae, store, tmp_path, model_dir)
     status, _out, err = lensae(*arguments)
     assert status == 1 and "blocks.4.hook_resid_post" in err and "--dtype float32" in err
     assert lensae(*arguments, "--dtype", "float32", "--name", "wide")[0] == 0
+    status, out, _err = lensae(*arguments, "--skip-bad", "--name", "less", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["dropped"] > 0
+    assert found["rows"] + found["dropped"] == json.loads(lensae("store", "info", "wide", "--json")[1])["rows"]
 
 
 def test_a_read_only_store(model_dir, tmp_path):

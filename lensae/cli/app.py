@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, train
+from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
 from lensae.errors import LensaeError
 
 
@@ -65,6 +65,7 @@ def options(
 
 
 app.command("collect", epilog=collect.EXAMPLES)(collect.command)
+app.command("survey", epilog=survey.EXAMPLES)(survey.command)
 app.command("train", epilog=train.EXAMPLES)(train.command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("index", epilog=index.EXAMPLES)(index.command)

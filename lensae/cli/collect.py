@@ -45,6 +45,10 @@ def command(
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="float16 or float32, on disk.")] = "float16",
+    shard_rows: Annotated[int | None, typer.Option(help="Rows a shard. Default: about 32 MiB of them.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out and count tokens whose activations cannot be stored.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the set, in place of the model's.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,6 +78,8 @@ def command(
         temperature=temperature,
         seed=seed,
         dtype=dtype,
+        shard_rows=shard_rows,
+        skip_bad=skip_bad,
         name=name,
     )
     command_line = shlex.join(["python", "main.py", *sys.argv[1:]])

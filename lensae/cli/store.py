@@ -1,4 +1,4 @@
-"""store list, info, verify"""
+"""store list, info, verify, repair, view, export, remove"""
 
 from __future__ import annotations
 
@@ -68,3 +68,100 @@ def verify(name: NameArgument = None, as_json: JsonOption = False) -> None:
         view.faults(out(), faults, len(entry.manifest["shards"]))
     if faults:
         raise typer.Exit(1)
+
+
+@app.command("repair", epilog=examples("store repair"))
+def repair(name: NameArgument = None, as_json: JsonOption = False) -> None:
+    """Set damaged shards aside (as .bad files) and collect exactly their documents again."""
+    from dataclasses import asdict
+
+    from lensae.stages import store
+    from lensae.stages.repair import repair as make_again
+    from lensae.views import store as view
+    from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
+
+    entry = store.any_set(name)
+    with Watch() as watch:
+        done = make_again(entry, watch)
+    if as_json:
+        print_json({"set": entry.name, "repaired": [asdict(shard) for shard in done]})
+        return
+    current(entry.name)
+    view.repaired(out(), done, len(entry.manifest["shards"]))
+
+
+@app.command("view", epilog=examples("store view", "store view smollm2-135m/blocks.15.hook_resid_post"))
+def view_(name: NameArgument = None, as_json: JsonOption = False) -> None:
+    """Make view.h5 in the set's folder: one HDF5 file that shows all shards as single arrays, without copying them."""
+    from lensae.stages import store
+    from lensae.views import store as view
+    from lensae.views.console import current, out, print_json
+
+    report = store.view(name)
+    if as_json:
+        print_json(report)
+        return
+    current(report["set"])
+    view.viewed(out(), report)
+
+
+@app.command(
+    "export",
+    epilog=examples("store export --to set.npz", "store export --to set.safetensors", "store export gpt2 --to set/"),
+)
+def export(
+    to: Annotated[
+        str, typer.Option(help="A .npz or .safetensors file, or a folder for a Hugging Face dataset.", metavar="PATH")
+    ],
+    name: NameArgument = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a set for other tools: activations, tokens and texts in NumPy's, safetensors' or datasets' own format."""
+    from lensae.stages import store
+    from lensae.views import store as view
+    from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
+
+    with Watch() as watch:
+        report = store.export(name, to, watch)
+    if as_json:
+        print_json(report)
+        return
+    current(report["set"])
+    view.exported(out(), report)
+
+
+@app.command("remove", epilog=examples("store remove gpt2/blocks.6.hook_resid_post", "store remove gpt2 --yes"))
+def remove(
+    name: Annotated[str, typer.Argument(help="A set, as in `store list`; an unfinished or damaged one as well.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a set and the SAEs trained on it, after showing what goes (exit status 1 when the answer is no)."""
+    from lensae.stages import store
+    from lensae.views.console import out, print_json
+
+    report = store.remove(name, lambda going: _agree(going, yes))
+    if as_json:
+        print_json(report)
+    else:
+        out().print(f"{'removed' if report['removed'] else 'kept'} {report['path']}", markup=False, soft_wrap=True)
+    if not report["removed"]:
+        raise typer.Exit(1)
+
+
+def _agree(going: dict, yes: bool) -> bool:
+    """Show what goes and ask, unless the answer was given with the command."""
+    import sys
+
+    from lensae.errors import UserError
+    from lensae.views import store as view
+    from lensae.views.console import err
+
+    view.going(err(), going)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UserError("there is no terminal to ask on", "give --yes to remove it without a question")
+    return typer.confirm("remove it for good?", err=True)

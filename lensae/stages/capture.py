@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,8 +23,7 @@ def capture(model, options, batch: list[Job], hooks) -> Iterator[CapturedDocumen
         written = read(model, [j.ids for j in batch], hooks)
     for job, result in zip(batch, written, strict=True):
         document = _document(model, job, result, options.generate)
-        check_finite(document, options.dtype)
-        yield document
+        yield storable(document, options.dtype, options.skip_bad)
 
 
 def _document(model, job: Job, result, generated: bool) -> CapturedDocument:
@@ -51,12 +51,30 @@ def _document(model, job: Job, result, generated: bool) -> CapturedDocument:
     )
 
 
-def check_finite(document: CapturedDocument, dtype: str) -> None:
-    """Raise LensaeError naming the hook and the value when an activation is not finite or does not fit `dtype`."""
+def storable(document: CapturedDocument, dtype: str, skip_bad: bool) -> CapturedDocument:
+    """The document if all its activations are finite and fit `dtype`; with `skip_bad`, less the rows that do not.
+
+    Otherwise raises LensaeError naming the hook, the value and the place.
+    """
+    good = np.ones(len(document.token_id), bool)
+    for x in document.activations.values():
+        good &= (np.abs(x) <= float(np.finfo(dtype).max)).all(1)
+    if good.all():
+        return document
+    if not skip_bad:
+        _refuse(document, dtype, int(np.argmin(good)))
+    rows = ("token_id", "position", "origin", "char_start", "char_end")
+    kept = {name: getattr(document, name)[good] for name in rows}
+    activations = {hook: x[good] for hook, x in document.activations.items()}
+    return replace(document, **kept, activations=activations, dropped=int((~good).sum()))
+
+
+def _refuse(document: CapturedDocument, dtype: str, row: int) -> None:
+    place = f"at token {document.position[row]} of '{document.text[:40]}...'"
     for hook, x in document.activations.items():
-        largest = float(np.abs(x).max(initial=0.0))
+        largest = float(np.abs(x[row]).max())
         if not np.isfinite(largest):
-            at = int(document.position[np.argwhere(~np.isfinite(x).all(1))[0, 0]])
-            raise LensaeError(f"{hook} is not finite at token {at} of '{document.text[:40]}...'", "check the model")
+            raise LensaeError(f"{hook} is not finite {place}", "--skip-bad leaves such tokens out and counts them")
         if largest > float(np.finfo(dtype).max):
-            raise LensaeError(f"{hook} reaches {largest:,.0f}, which {dtype} cannot hold", "give --dtype float32")
+            hint = "give --dtype float32, or --skip-bad to leave such tokens out"
+            raise LensaeError(f"{hook} reaches {largest:,.0f} {place}, which {dtype} cannot hold", hint)

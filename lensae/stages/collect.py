@@ -13,13 +13,14 @@ from lensae import model as models
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
 from lensae.errors import LensaeError, UserError
-from lensae.paths import set_path, store_root
+from lensae.paths import read_set, set_path, store_root
 from lensae.records import PROMPT, ReadOptions
 from lensae.stages.capture import capture
 from lensae.stages.jobs import batches, expected_tokens, jobs
 from lensae.stages.progress import Progress, Silent
 from lensae.store.schema import DTYPES
 from lensae.store.shard import Shard
+from lensae.store.view import write_view
 from lensae.store.writer import SetWriter, header
 
 ROW_MAP_BYTES = 32  # token, document, position, place in the text, origin, and a share of the text itself
@@ -47,12 +48,14 @@ class CollectOptions:
     top_k: int = 50
     seed: int = 0
     dtype: str = "float16"
+    shard_rows: int | None = None
+    skip_bad: bool = False
     name: str | None = None
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise UserError(f"dtype cannot be '{self.dtype}'", "one of " + ", ".join(DTYPES))
-        for field in ("samples_per_prompt", "batch_size", "max_tokens"):
+        for field in ("samples_per_prompt", "batch_size", "max_tokens", "shard_rows"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise UserError(f"--{field.replace('_', '-')} cannot be {getattr(self, field)}", "1 or more")
         if self.generate and self.max_new_tokens < 1:
@@ -77,6 +80,7 @@ class CollectReport:
     generated_rows: int
     seconds: float
     rows_in_seconds: int
+    dropped: int
     bytes: int
     already_complete: bool
 
@@ -104,6 +108,9 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
         if not complete:
             _check_room(options, widths, expected, progress)
             _run(model, options, corpus, expected, writers, progress)
+        for writer in writers:
+            if writer.rows_done:
+                write_view(read_set(writer.folder))
         return _report(model, writers, complete)
 
 
@@ -128,7 +135,11 @@ def _open_writers(stack: ExitStack, model, options, corpus: Corpus, widths, comm
     for hook, width in widths.items():
         about = header(described, hook, width, options.dtype, versions)
         folder = set_path(options.name or source.name, hook)
-        writers.append(stack.enter_context(SetWriter(folder, about, spec, command)))
+        writers.append(
+            stack.enter_context(
+                SetWriter(folder, about, spec, command, options.shard_rows, _lasting_name(corpus, options))
+            )
+        )
     return writers
 
 
@@ -151,6 +162,12 @@ def _run(model, options: CollectOptions, corpus: Corpus, expected: int, writers:
     for writer in writers:
         if not writer.complete:
             writer.finish(time.perf_counter() - started)
+
+
+def _lasting_name(corpus: Corpus, options: CollectOptions) -> str:
+    """How the corpus can be found again from anywhere: a file by its whole path, the rest by name."""
+    is_file = isinstance(corpus.source, Path) and Path(options.corpus).is_file()
+    return str(corpus.source.resolve()) if is_file else options.corpus
 
 
 def _names(hooks: tuple[str, ...]) -> str:
@@ -191,6 +208,7 @@ def _report(model, writers: list[SetWriter], already_complete: bool) -> CollectR
         first.rows_done - prompt_rows,
         first.entry["seconds"],
         first.entry["rows_in_seconds"],
+        first.entry["dropped"],
         sum(s["bytes"] for w in writers for s in w.manifest["shards"] if s["pass"] == w.number),
         already_complete,
     )

@@ -4,7 +4,7 @@ activations (T, D)          float16 or float32, Fletcher-32, chunks of whole row
 token_id, document, position, char_start, char_end (T,) int32     origin (T,) uint8: 0 prompt, 1 generated
 documents/text, prompt, label (N,) UTF-8        documents/start (N + 1,) int64: first row of each document
 documents/input_ids (S,) int32                  documents/input_start (N + 1,) int64
-attrs: schema, rows, documents, pass, first_document, digest
+attrs: schema, rows, documents, hook, pass, first_document (of its pass), dropped (tokens), digest
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def image(documents: Sequence[CapturedDocument], hook: str, dtype: str, attrs: d
             file.create_dataset(name, data=column, dtype=h5py.string_dtype("utf-8"), track_times=False)
         file.attrs.update(
             {"schema": SCHEMA, "rows": rows, "documents": len(documents), "hook": hook, **attrs}
+            | {"dropped": sum(document.dropped for document in documents)}
             | {"digest": content_digest(arrays, texts)}
         )
         file.flush()
@@ -52,8 +53,8 @@ def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], d
 
 def _create(file: h5py.File, name: str, array: np.ndarray) -> None:
     rows = min(len(array), CHUNK_ROWS if array.ndim == 2 else 16 * CHUNK_ROWS)
-    chunks = (max(1, rows), *array.shape[1:])
-    file.create_dataset(name, data=array, chunks=chunks, fletcher32=True, track_times=False)
+    chunked = {"chunks": (rows, *array.shape[1:]), "fletcher32": True} if rows else {}
+    file.create_dataset(name, data=array, track_times=False, **chunked)
 
 
 class Shard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,11 +34,14 @@ class SetWriter:
 
     `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: a pass with an equal
     spec that was cut off is gone on with, `documents_done` saying how many documents its whole shards hold; one that
-    was finished has `complete` set. Raises UserError when the set in the folder is of another model, hook or dtype.
+    was finished has `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises
+    UserError when the set in the folder is of another model, hook or dtype.
     """
 
-    def __init__(self, folder: Path, header: dict, spec: dict, command: str, shard_rows: int | None = None):
-        self.folder, self.spec = folder, spec
+    def __init__(
+        self, folder: Path, header: dict, spec: dict, command: str, shard_rows: int | None = None, corpus: str = ""
+    ):
+        self.folder, self.spec, self.corpus = folder, spec, corpus
         self.shard_rows = shard_rows or default_shard_rows(header["width"], header["dtype"])
         self._lock = WriterLock(folder)
         try:
@@ -50,6 +54,8 @@ class SetWriter:
         self._pending: list[CapturedDocument] = []
         self._pending_rows = 0
         self._rows_before = self.rows_done
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
+        self._writing: Future | None = None
 
     def _open_manifest(self, header: dict) -> dict:
         (self.folder / "shards").mkdir(exist_ok=True)
@@ -72,7 +78,13 @@ class SetWriter:
         for number, known in enumerate(self.manifest["passes"]):
             if known["spec"] == self.spec:
                 return number
-        entry = {"spec": self.spec, "command": command, "started_at": now(), "completed_at": None}
+        entry = {
+            "spec": self.spec,
+            "corpus": self.corpus,
+            "command": command,
+            "started_at": now(),
+            "completed_at": None,
+        }
         self.manifest["passes"].append(entry)
         return len(self.manifest["passes"]) - 1
 
@@ -89,7 +101,8 @@ class SetWriter:
         with shards.Shard(self.folder / "shards" / name) as shard:
             if int(shard.attrs["pass"]) >= len(self.manifest["passes"]):
                 raise DamagedError(f"{shard.path} belongs to a pass that the manifest does not have")
-            entry = {"file": name, "rows": shard.rows, "documents": shard.n_documents, "pass": int(shard.attrs["pass"])}
+            entry = {"file": name, "rows": shard.rows, "documents": shard.n_documents}
+            entry |= {key: int(shard.attrs[key]) for key in ("pass", "first_document", "dropped")}
         self.manifest["shards"].append(entry | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
         self.manifest["shards"].sort(key=lambda e: e["file"])
 
@@ -100,6 +113,7 @@ class SetWriter:
         return self
 
     def __exit__(self, *_exc) -> None:
+        self._thread.shutdown(wait=True)
         self._lock.release()
 
     @property
@@ -126,27 +140,41 @@ class SetWriter:
         return sum(entry[key] for entry in self.manifest["shards"] if entry["pass"] == self.number)
 
     def append(self, document: CapturedDocument) -> None:
-        """Add one document; a shard is written as soon as it holds `shard_rows` rows."""
+        """Add one document; as soon as there are `shard_rows` rows, a thread writes them while more are collected.
+
+        Raises what went wrong in the thread (a full disk), at the latest when the pass is finished.
+        """
         self._pending.append(document)
         self._pending_rows += len(document.token_id)
         if self._pending_rows >= self.shard_rows:
-            self._write_shard()
+            self._hand_over()
 
-    def _write_shard(self) -> None:
-        hook = self.manifest["hook"]
+    def _hand_over(self) -> None:
+        """Let the thread write what is pending, once it is through with the shard before."""
+        self._wait()
+        documents, self._pending, self._pending_rows = self._pending, [], 0
+        self._writing = self._thread.submit(self._write_shard, documents)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write_shard(self, documents: list[CapturedDocument]) -> None:
         name = shard_name(len(self.manifest["shards"]))
         attrs = {"pass": self.number, "first_document": self.documents_done}
-        data, _rows = shards.image(self._pending, hook, self.manifest["dtype"], attrs)
+        data, _rows = shards.image(documents, self.manifest["hook"], self.manifest["dtype"], attrs)
         write_file(self.folder / "shards" / name, data)
-        self._pending, self._pending_rows = [], 0
         self._list(name, data)
         self._save()
 
     def finish(self, seconds: float = 0.0) -> None:
         """Write what is left and mark the pass complete, with the `seconds` it took since it was opened."""
-        if self._pending_rows:
-            self._write_shard()
-        self.entry.update(documents=self.documents_done, rows=self.rows_done, completed_at=now())
+        if self._pending:
+            self._hand_over()
+        self._wait()
+        self.entry.update(documents=self.documents_done, rows=self.rows_done, dropped=self._sum("dropped"))
+        self.entry.update(completed_at=now())
         self.entry.update(seconds=round(seconds, 3), rows_in_seconds=self.rows_done - self._rows_before)
         self._save()
 

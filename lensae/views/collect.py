@@ -16,6 +16,8 @@ def show(console: Console, report, next_step: bool = True) -> None:
             f"[bold]{report.rows:,}[/] tokens ({report.prompt_rows:,} prompt, {report.generated_rows:,} generated) "
             f"from {report.documents:,} documents of {report.model}"
         )
+        if report.dropped:
+            console.print(f"[yellow]{report.dropped:,} tokens left out[/]: their activations could not be stored")
         rate = f"{report.tokens_per_second:,.0f} tokens/s"
         console.print(f"{rate} over {report.seconds:,.1f} s, {report.bytes / 2**20:,.1f} MiB on disk")
     for path in report.paths:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lensae.paths import experiments_root, safe_name
 from lensae.stages.evaluate import EDGES
 
 
@@ -79,3 +80,48 @@ def of_evaluation(report) -> list[Path]:
         density(report.density, folder / "density.png"),
         activations(report.activation_counts, report.zeros, folder / "activations.png"),
     ]
+
+
+def survey(report) -> Path:
+    """Norm, effective rank and share of the first principal component by block, the chosen block marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    from lensae.stages.survey import middle_third
+
+    blocks = [b.block for b in report.blocks]
+    chosen, middle = blocks.index(report.choice.block), middle_third(len(blocks))
+    panels = [
+        ("mean norm", [b.figures.norm_mean for b in report.blocks], "{:,.1f}"),
+        (f"effective rank\nof {report.d_model:,}", [b.figures.effective_rank for b in report.blocks], "{:,.1f}"),
+        ("share of variance in\nprincipal component 1", [b.figures.top1_share for b in report.blocks], "{:.1%}"),
+    ]
+    figure, rows = pyplot.subplots(len(panels), 1, sharex=True, figsize=(7, 6.5), dpi=140)
+    for axes, (name, values, form) in zip(rows, panels, strict=True):
+        axes.axvspan(blocks[middle[0]] - 0.5, blocks[middle[-1]] + 0.5, color="#eef1f5", zorder=0)
+        axes.plot(blocks, values, color="#3a6ea5", marker="o", markersize=3.5, linewidth=1.4)
+        axes.plot(blocks[chosen], values[chosen], color="#e07a3f", marker="o", markersize=8)
+        axes.annotate(
+            form.format(values[chosen]),
+            (blocks[chosen], values[chosen]),
+            (0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color="#b4531c",
+        )
+        axes.set_ylabel(name, fontsize=9)
+        axes.set_ylim(0, 1.25 * max(values) or 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[0].set_title(
+        f"{report.model}: residual stream after each block, {report.tokens:,} tokens of {report.corpus}", fontsize=10
+    )
+    rows[-1].set_xlabel(f"block (shaded: the middle third; orange: {report.choice.block}, the one chosen)")
+    rows[-1].set_ylim(0, 1)
+    rows[-1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    rows[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels()
+    return _save(figure, experiments_root() / "results" / f"survey-{safe_name(report.model)}.png")

@@ -48,6 +48,17 @@ def info(console: Console, details: dict) -> None:
         console.print(Text(f"       {entry['command']}", style="dim"))
 
 
+def repaired(console: Console, done: list, shards: int) -> None:
+    """The outcome of a repair."""
+    if not done:
+        console.print(f"[green]all {shards} shards are whole[/], there is nothing to repair")
+    for shard in done:
+        state = "the same bytes as at first" if shard.same else "[yellow]not the same bytes as at first[/]"
+        console.print(f"{shard.shard} made again: {shard.documents:,} documents, {state}")
+    if not all(shard.same for shard in done):
+        console.print("another machine or version computes a little differently; index again: python main.py index")
+
+
 def faults(console: Console, found: list, shards: int) -> None:
     """The outcome of a check."""
     if not found:
@@ -55,3 +66,28 @@ def faults(console: Console, found: list, shards: int) -> None:
         return
     for fault in found:
         console.print(Text.assemble((f"{fault.shard} ", "bold red"), f"{fault.where}: {fault.what}"))
+
+
+def exported(console: Console, report: dict) -> None:
+    """What an export came to, and how it is opened."""
+    size = f"{report['rows']:,} rows, {report['documents']:,} documents, {report['bytes'] / 2**20:,.1f} MiB"
+    console.print(Text.assemble(report["path"], (f"  {report['format']}, {size}", "dim")), soft_wrap=True)
+    _opened_by(console, report)
+
+
+def viewed(console: Console, report: dict) -> None:
+    """Where a set's view is, and how it is opened."""
+    console.print(Text(report["path"]), soft_wrap=True)
+    _opened_by(console, report)
+
+
+def _opened_by(console: Console, report: dict) -> None:
+    console.print(Text(report["open"], style="dim"), soft_wrap=True)
+
+
+def going(console: Console, found: dict) -> None:
+    """What goes when a set is removed."""
+    rows = f"{found['rows']:,} rows, " if found["rows"] is not None else ""
+    saes = "SAEs " + ", ".join(found["saes"]) if found["saes"] else "no SAE"
+    size = f"{found['state']}: {rows}{found['bytes'] / 2**20:,.1f} MiB, {saes}"
+    console.print(Text.assemble(found["path"], (f"  {size}", "yellow")), soft_wrap=True)

@@ -1,0 +1,547 @@
+"""A set in other formats, its view, and taking it away."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import HOOK, document, documents, write_set, writer
+
+from lensae.durable import new_file
+from lensae.errors import DamagedError, UserError
+from lensae.paths import find_set, list_sets
+from lensae.store.export import export, format_of
+from lensae.store.lock import WriterLock
+from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS
+from lensae.store.view import write_view
+
+ROOT = Path(__file__).resolve().parents[1]
+FORMATS = (".npz", ".safetensors", "")
+
+
+def made() -> list:
+    """Documents for several shards: one is empty, and tokens are of one character each, some far from ASCII."""
+    found = documents(40)
+    for number, alphabet in ((2, "äß€𝄞日本語 \n"), (11, "👩‍🚀éे")):
+        rows = len(found[number].token_id)
+        text = "".join(alphabet[i % len(alphabet)] for i in range(rows))
+        start = np.arange(rows)
+        found[number] = replace(found[number], text=text, char_start=start, char_end=start + 1, label="ñ")
+    return found
+
+
+@pytest.fixture
+def folder(store) -> Path:
+    return store / "toy" / HOOK
+
+
+@pytest.fixture(params=["float16", "float32"])
+def written(request, folder) -> list:
+    write_set(folder, made(), dtype=request.param)
+    entry = find_set()
+    assert len(entry.manifest["shards"]) > 3 and entry.manifest["dtype"] == request.param
+    return made()
+
+
+def expected(found: list, dtype: str) -> dict[str, np.ndarray]:
+    """The arrays of the documents, put together in memory."""
+    lengths = [len(d.token_id) for d in found]
+    arrays = {"activations": np.concatenate([d.activations[HOOK] for d in found]).astype(dtype)}
+    for name, kind in ROW_COLUMNS.items():
+        if name != "document":
+            arrays[name] = np.concatenate([getattr(d, name) for d in found]).astype(kind)
+    arrays["document"] = np.repeat(np.arange(len(found)), lengths)
+    arrays["document_start"] = np.cumsum([0, *lengths])
+    arrays["input_ids"] = np.concatenate([d.input_ids for d in found]).astype(np.int32)
+    arrays["input_start"] = np.cumsum([0] + [len(d.input_ids) for d in found])
+    for name in TEXT_COLUMNS:
+        data = [getattr(d, name).encode() for d in found]
+        arrays[f"{name}_bytes"] = np.frombuffer(b"".join(data), np.uint8)
+        arrays[f"{name}_offsets"] = np.cumsum([0] + [len(one) for one in data])
+    return arrays
+
+
+def same(found: dict, wanted: dict) -> None:
+    assert set(found) == set(wanted)
+    for name, array in wanted.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def opened(lines: str, name: str):
+    """What `name` is after the two lines that a command printed."""
+    values: dict = {}
+    exec(lines, values)
+    return values[name]
+
+
+class TestFiles:
+    """.npz and .safetensors: the same arrays."""
+
+    def test_npz(self, written, tmp_path):
+        entry, target = find_set(), tmp_path / "new" / "set.npz"
+        lines = export(entry, str(target))
+        with np.load(target, allow_pickle=False) as file:
+            found = dict(file)
+        about = json.loads(str(found.pop("about")))
+        assert about["hook"] == HOOK and about["model"] == "toy"
+        same(found, expected(written, entry.manifest["dtype"]))
+        assert opened(lines, "texts") == [d.text for d in written]
+
+    def test_safetensors(self, written, tmp_path):
+        entry, target = find_set(), tmp_path / "set.safetensors"
+        lines = export(entry, str(target))
+        same(safetensors.numpy.load_file(target), expected(written, entry.manifest["dtype"]))
+        with safetensors.safe_open(target, "np") as file:
+            assert json.loads(file.metadata()["about"])["set"] == f"toy/{HOOK}"
+        assert opened(lines, "texts") == [d.text for d in written]
+
+    def test_the_libraries_own_writers_say_the_same(self, written, tmp_path):
+        """What is streamed is, array by array and offset by offset, what the whole written from memory is."""
+        entry, wanted = find_set(), expected(written, find_set().manifest["dtype"])
+        for ending in (".npz", ".safetensors"):
+            export(entry, str(tmp_path / f"set{ending}"))
+        np.savez(tmp_path / "plain.npz", **wanted)
+        with np.load(tmp_path / "plain.npz") as plain, np.load(tmp_path / "set.npz") as streamed:
+            for name in wanted:
+                assert plain.zip.read(f"{name}.npy") == streamed.zip.read(f"{name}.npy"), name
+        plain, streamed = safetensors.numpy.save(wanted), (tmp_path / "set.safetensors").read_bytes()
+        for data in (plain, streamed):
+            size = int.from_bytes(data[:8], "little")
+            header = json.loads(data[8 : 8 + size])
+            for name, array in wanted.items():
+                start, end = header[name]["data_offsets"]
+                assert data[8 + size + start : 8 + size + end] == array.tobytes()
+                assert (8 + size + start) % array.dtype.itemsize == 0, f"{name} is not aligned"
+
+    def test_the_same_set_is_the_same_file(self, written, tmp_path):
+        for ending in (".npz", ".safetensors"):
+            one, other = (tmp_path / f"{name}{ending}" for name in "ab")
+            export(find_set(), str(one))
+            export(find_set(), str(other))
+            assert one.read_bytes() == other.read_bytes()
+
+    @pytest.mark.parametrize("ending", FORMATS)
+    def test_memory_does_not_grow_with_the_set(self, store, tmp_path, ending):
+        found = [document(n, 64, width=512) for n in range(160)]
+        write_set(store / "small" / HOOK, found[:16], width=512, shard_rows=256)
+        write_set(store / "large" / HOOK, found, width=512, shard_rows=256)
+        peaks = []
+        for name in ("small", "small", "large"):  # the first one imports what it needs
+            target = tmp_path / f"set{len(peaks)}{ending}"
+            tracemalloc.start()
+            export(find_set(name), str(target))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        size = 160 * 64 * 512 * 2
+        assert peaks[2] < peaks[1] + size / 8 and peaks[2] < size / 4, peaks
+
+
+class TestDataset:
+    @pytest.fixture
+    def target(self, written, tmp_path) -> Path:
+        export(find_set(), f"{tmp_path}/set/")
+        return tmp_path / "set"
+
+    def test_rows(self, target, written):
+        from datasets import List, Value, load_from_disk
+
+        dtype = find_set().manifest["dtype"]
+        wanted = expected(written, dtype)
+        rows = load_from_disk(target / "rows")
+        assert rows.features["activation"] == List(Value(dtype), length=16)
+        assert str(rows.data.schema.field("activation").type).startswith("fixed_size_list")
+        found = rows.with_format("numpy", dtype=np.dtype(dtype))[:]
+        np.testing.assert_array_equal(found["activation"], wanted["activations"])
+        for name, kind in ROW_COLUMNS.items():
+            assert rows[name][:] == wanted[name].tolist(), name
+            assert rows.features[name].dtype == ("int64" if name == "document" else np.dtype(kind).name)
+        spans = [(d.text, a, b) for d in written for a, b in zip(d.char_start, d.char_end, strict=True)]
+        assert rows["token"][:] == [text[a:b] for text, a, b in spans]
+
+    def test_documents(self, target, written):
+        from datasets import load_from_disk
+
+        found = load_from_disk(target / "documents")
+        assert len(found) == len(written) == 40
+        for there, one in zip(found, written, strict=True):
+            assert [there[name] for name in TEXT_COLUMNS] == [getattr(one, name) for name in TEXT_COLUMNS]
+            assert there["input_ids"] == one.input_ids.tolist() and there["rows"] == len(one.token_id)
+        assert found["first_row"][:] == expected(written, "float32")["document_start"][:-1].tolist()
+
+    def test_both_at_once_and_worked_with(self, target, written):
+        from datasets import load_from_disk
+
+        found = load_from_disk(target)
+        rows, texts = found["rows"], found["documents"]["text"][:]
+        some = rows.filter(lambda row: row["origin"] == 1, keep_in_memory=True).shuffle(seed=0).select(range(50))
+        for row in some:
+            assert texts[row["document"]][row["char_start"] : row["char_end"]] == row["token"]
+
+    def test_saved_again_by_the_library(self, target, tmp_path):
+        """Its files are those the library writes: the same names and keys, and the same table read back."""
+        from datasets import load_from_disk
+
+        for part in ("rows", "documents"):
+            there = load_from_disk(target / part)
+            shards = len(list((target / part).glob("*.arrow")))
+            there.save_to_disk(tmp_path / part, num_shards=shards)
+            assert sorted(os.listdir(tmp_path / part)) == sorted(os.listdir(target / part))
+            for name in ("state.json", "dataset_info.json"):
+                ours, theirs = (json.loads((place / part / name).read_text()) for place in (target, tmp_path))
+                assert ours.keys() == theirs.keys()
+            again = load_from_disk(tmp_path / part)
+            assert again.features == there.features and again.data.table.equals(there.data.table)
+
+
+class TestRefusals:
+    def test_the_ending_is_the_format(self):
+        assert [format_of(to) for to in ("a.npz", "b/a.SAFETENSORS", "a", "a.1/")] == [
+            "npz",
+            "safetensors",
+            "dataset",
+            "dataset",
+        ]
+        with pytest.raises(UserError, match=r"'\.csv'") as error:
+            format_of("set.csv")
+        assert ".npz, .safetensors" in error.value.hint and "set.csv/" in error.value.hint
+
+    @pytest.mark.parametrize("ending", FORMATS)
+    @pytest.mark.parametrize("there", ["file", "folder", "link"])
+    def test_what_is_there_stays(self, folder, lensae, tmp_path, ending, there):
+        write_set(folder, made())
+        target = tmp_path / f"set{ending}"
+        {"file": target.touch, "folder": target.mkdir, "link": lambda: target.symlink_to("nowhere")}[there]()
+        status, _out, err = lensae("store", "export", "--to", target)
+        assert status == 2 and "is there already" in err
+        assert target.is_symlink() or (target.stat().st_size == 0 if there == "file" else not list(target.iterdir()))
+
+    @pytest.mark.parametrize("ending", FORMATS)
+    def test_what_comes_into_being_meanwhile_stays(self, folder, tmp_path, ending):
+        write_set(folder, made())
+        target = tmp_path / "out" / f"set{ending}"
+
+        def advance(_rows: int) -> None:
+            target.write_text("somebody else's")
+
+        with pytest.raises(UserError, match="is there already"):
+            export(find_set(), str(target), advance)
+        assert target.read_text() == "somebody else's" and os.listdir(target.parent) == [target.name]
+
+    @pytest.mark.parametrize("ending", FORMATS)
+    def test_a_truncated_shard_is_named_and_nothing_is_left(self, folder, lensae, tmp_path, ending):
+        write_set(folder, made())
+        path = folder / "shards" / "00002.h5"
+        path.write_bytes(path.read_bytes()[:2000])
+        (tmp_path / "out").mkdir()
+        status, out, err = lensae("store", "export", "--to", tmp_path / "out" / f"set{ending}")
+        assert status == 1 and "00002.h5" in err and not out
+        assert not list((tmp_path / "out").iterdir())
+
+    @pytest.mark.parametrize("ending", FORMATS)
+    def test_a_bad_chunk_halfway_leaves_nothing(self, folder, tmp_path, ending):
+        write_set(folder, made())
+        path = folder / "shards" / "00003.h5"
+        with h5py.File(path) as file:
+            offset = file["activations"].id.get_chunk_info(0).byte_offset
+        data = bytearray(path.read_bytes())
+        data[offset + 5] ^= 1
+        path.write_bytes(data)
+        seen: list[int] = []
+        (tmp_path / "out").mkdir()
+        with pytest.raises(DamagedError, match=r"00003\.h5"):
+            export(find_set(), str(tmp_path / "out" / f"set{ending}"), seen.append)
+        assert sum(seen) == sum(shard["rows"] for shard in find_set().manifest["shards"][:3])
+        assert not list((tmp_path / "out").iterdir())
+
+    def test_shards_that_hold_too_little(self, folder, tmp_path):
+        """A column shorter than the rows would shift everything that follows it in the file."""
+        write_set(folder, made())
+        with h5py.File(folder / "shards" / "00001.h5", "a") as file:
+            short = file["origin"][:-1]
+            del file["origin"]
+            file["origin"] = short
+        for ending in (".npz", ".safetensors"):
+            with pytest.raises(DamagedError, match="do not hold"):
+                export(find_set(), str(tmp_path / f"set{ending}"))
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+    def test_leftovers_of_a_killed_export_are_cleared(self, folder, tmp_path):
+        write_set(folder, made())
+        dead = subprocess.Popen([sys.executable, "-c", "pass"])
+        dead.wait()
+        left = tmp_path / f".other.npz.{dead.pid}.partial"
+        left.write_text("half")
+        export(find_set(), str(tmp_path / "set.npz"))
+        assert not left.exists()
+
+
+def test_a_large_file_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with new_file(target) as partial:
+        partial.write_text("one")
+        assert not target.exists()
+    with pytest.raises(KeyboardInterrupt), new_file(target) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(FileExistsError), new_file(target, keep=True) as partial:
+        partial.write_text("two")
+    assert target.read_text() == "one" and os.listdir(target.parent) == ["file"]
+    with new_file(target) as partial:
+        partial.write_text("two")
+    assert target.read_text() == "two"
+
+
+class TestView:
+    def check(self, path: Path, wanted: dict, found: list) -> None:
+        """A process of its own, elsewhere, sees what is in the shards."""
+        with h5py.File(path) as file:
+            names = [name for name in ROW_COLUMNS if name != "document"]
+            for name in ("activations", *names, "documents/input_ids"):
+                there, array = file[name], wanted[name.rpartition("/")[2]]
+                assert there.is_virtual and there.dtype == array.dtype
+                assert all(source.file_name.startswith("shards/0000") for source in there.virtual_sources())
+                np.testing.assert_array_equal(there[...], array, err_msg=name)
+            for name, array in (("document", "document"), ("documents/start", "document_start")):
+                np.testing.assert_array_equal(file[name][...], wanted[array])
+            np.testing.assert_array_equal(file["documents/input_start"][...], wanted["input_start"])
+            for name in TEXT_COLUMNS:
+                texts = file[f"documents/{name}"]
+                assert texts.is_virtual and list(texts.asstr()[...]) == [getattr(d, name) for d in found]
+            assert (file.attrs["rows"], file.attrs["documents"]) == (len(wanted["document"]), len(found))
+
+    def test_equals_the_shards_also_when_moved(self, written, folder, tmp_path, monkeypatch):
+        wanted = expected(written, find_set().manifest["dtype"])
+        path = write_view(find_set())
+        assert path == folder / "view.h5"
+        self.check(path, wanted, written)
+        folder.rename(tmp_path / "elsewhere")
+        monkeypatch.chdir("/")
+        self.check(tmp_path / "elsewhere" / "view.h5", wanted, written)
+
+    def test_across_shards(self, written):
+        wanted = expected(written, find_set().manifest["dtype"])
+        with h5py.File(write_view(find_set())) as file:
+            np.testing.assert_array_equal(file["activations"][50:200:7, 3], wanted["activations"][50:200:7, 3])
+            row = 150
+            text = file["documents/text"].asstr()[file["document"][row]]
+            one = written[wanted["document"][row]]
+            assert text == one.text
+
+    def test_it_is_small(self, folder):
+        write_set(folder, [document(n, 500) for n in range(40)], shard_rows=2000)
+        path = write_view(find_set())
+        assert path.stat().st_size < 0.2 * sum(f.stat().st_size for f in folder.glob("shards/*"))
+
+    def test_made_anew_when_the_set_has_grown(self, folder):
+        write_set(folder, made())
+        with h5py.File(write_view(find_set())) as file:
+            before = len(file["activations"])
+        write_set(folder, documents(12), spec={"corpus": "more", "seed": 0})
+        with h5py.File(write_view(find_set())) as file:
+            assert len(file["activations"]) == find_set().rows > before
+            assert file["document"][-1] == 40 + 12 - 1
+            assert file["documents/text"].asstr()[-1] == documents(12)[-1].text
+
+    def test_a_shard_that_goes_missing_later_shows(self, folder):
+        write_set(folder, made())
+        path = write_view(find_set())
+        rows = find_set().manifest["shards"][0]["rows"]
+        (folder / "shards" / "00000.h5").unlink()
+        with h5py.File(path) as file:
+            assert np.isnan(file["activations"][:rows]).all() and not np.isnan(file["activations"][rows:]).any()
+            assert set(file["token_id"][:rows]) == {-1} and set(file["origin"][:rows]) == {255}
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_a_truncated_shard_is_named_and_nothing_changes(self, folder, lensae, there):
+        write_set(folder, made())
+        if there:
+            write_view(find_set())
+        path = folder / "shards" / "00001.h5"
+        path.write_bytes(path.read_bytes()[:500])
+        before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        status, _out, err = lensae("store", "view")
+        assert status == 1 and "00001.h5" in err
+        assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+    def test_command(self, folder, lensae):
+        write_set(folder, made())
+        status, out, _err = lensae("store", "view")
+        path, *lines = out.splitlines()
+        assert status == 0 and path == str(folder / "view.h5") and len(lines) == 2
+        assert opened("\n".join(lines), "text") == made()[0].text
+        status, out, _err = lensae("store", "view", "toy", "--json")
+        report = json.loads(out)
+        assert report["path"] == path and report["rows"] == find_set().rows
+        assert lensae("store", "verify")[0] == 0, "the view is no part of the set"
+
+
+class TestRemove:
+    @pytest.fixture
+    def answer(self, monkeypatch):
+        """A terminal at which `answer(line)` is typed."""
+
+        def give(line: str) -> None:
+            read, write = os.openpty()
+            os.write(write, f"{line}\n".encode())
+            monkeypatch.setattr(sys, "stdin", os.fdopen(read))
+
+        return give
+
+    def test_yes(self, folder, lensae, store):
+        write_set(folder, made())
+        write_set(store / "toy" / "blocks.2.hook_resid_post", documents(4))
+        (folder / "saes" / "topk-1").mkdir(parents=True)
+        status, out, err = lensae("store", "remove", f"toy/{HOOK}", "--yes")
+        assert status == 0 and "removed" in out
+        assert "MiB" in err and "SAEs topk-1" in err and f"{sum(len(d.token_id) for d in made()):,} rows" in err
+        assert os.listdir(store / "toy") == ["blocks.2.hook_resid_post"]
+        assert lensae("store", "remove", "toy", "--yes")[0] == 0
+        assert store.is_dir() and not list(store.iterdir()), "the model's folder goes with its last set"
+
+    def test_json(self, folder, lensae):
+        write_set(folder, made())
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        status, out, _err = lensae("store", "remove", "toy", "--yes", "--json")
+        report = json.loads(out)
+        assert status == 0 and report["removed"] and report["set"] == f"toy/{HOOK}" and report["bytes"] == size
+        assert not folder.exists()
+
+    def test_without_a_terminal_it_needs_yes(self, folder, lensae, monkeypatch):
+        write_set(folder, made())
+        with open(os.devnull) as nobody, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", nobody)
+            status, out, err = lensae("store", "remove", "toy")
+        assert status == 2 and "--yes" in err and not out
+        assert find_set("toy").rows
+
+    @pytest.mark.parametrize("line, status, there", [("y", 0, False), ("n", 1, True), ("", 1, True)])
+    def test_asked(self, folder, lensae, answer, line, status, there):
+        write_set(folder, made())
+        answer(line)
+        found, _out, err = lensae("store", "remove", "toy")
+        assert found == status and "remove it for good?" in err and folder.exists() == there
+        if there:
+            WriterLock(folder).release()  # nothing holds it any more
+
+    def test_unfinished(self, folder, lensae):
+        with writer(folder) as open_writer:
+            for one in documents():
+                open_writer.append(one)
+        status, _out, err = lensae("store", "remove", "toy", "--yes")
+        assert status == 0 and "unfinished" in err and not folder.exists()
+
+    @pytest.mark.parametrize("spoil", ["manifest", "no manifest", "shard", "only a lock"])
+    def test_damaged(self, folder, lensae, store, spoil):
+        write_set(store / "other" / HOOK, documents(3))
+        write_set(folder, made())
+        if spoil == "manifest":
+            (folder / "manifest.json").write_text("{")
+        elif spoil == "no manifest":
+            (folder / "manifest.json").unlink()
+        elif spoil == "shard":
+            (folder / "shards" / "00000.h5").write_bytes(b"")
+        else:
+            (folder / "manifest.json").unlink()
+            shutil.rmtree(folder / "shards")
+        assert lensae("store", "remove", f"toy/{HOOK}", "--yes")[0] == 0
+        assert [entry.name for entry in list_sets()] == [f"other/{HOOK}"] and os.listdir(store) == ["other"]
+
+    def test_a_set_being_written(self, folder, lensae):
+        with writer(folder) as open_writer:
+            for one in documents():
+                open_writer.append(one)
+            status, _out, err = lensae("store", "remove", "toy", "--yes")
+            assert status == 1 and "another process" in err and "--name" not in err
+            open_writer.finish()
+        assert find_set("toy").rows == sum(len(d.token_id) for d in documents())
+
+    def test_what_is_not_one_set(self, folder, lensae, store, tmp_path):
+        write_set(folder, documents(3))
+        write_set(store / "toy2" / HOOK, documents(3))
+        (tmp_path / "precious").mkdir()
+        names = {HOOK: "several", f"toy3/{HOOK}": "did you mean", tmp_path / "precious": "no activation set"}
+        for name, what in names.items():
+            status, _out, err = lensae("store", "remove", name, "--yes")
+            assert status == 2 and what in err, err
+        assert len(list_sets()) == 2 and (tmp_path / "precious").is_dir()
+
+    def test_a_folder_elsewhere_and_a_link_to_it(self, store, lensae, tmp_path):
+        elsewhere = write_set(tmp_path / "disk" / "mine", documents(3))
+        (store / "toy").mkdir(parents=True)
+        (store / "toy" / HOOK).symlink_to(elsewhere)
+        status, _out, err = lensae("store", "remove", "toy", "--yes")
+        assert status == 2 and "is a link" in err and str(elsewhere) in err
+        assert lensae("store", "remove", elsewhere, "--yes")[0] == 0
+        assert not elsewhere.exists() and elsewhere.parent.is_dir(), "only folders of the store are tidied"
+
+    def test_a_delete_that_fails_halfway_leaves_no_half_set(self, folder, lensae, store, monkeypatch):
+        write_set(folder, made())
+
+        def stopped(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", stopped)
+            assert lensae("store", "remove", "toy", "--yes")[0] == 1
+        assert not folder.exists() and not list_sets()
+
+
+class TestCommands:
+    def test_export(self, folder, lensae, tmp_path):
+        write_set(folder, made())
+        for ending, kind in ((".npz", "npz"), (".safetensors", "safetensors"), ("", "dataset")):
+            status, out, err = lensae("store", "export", "--to", tmp_path / f"one{ending}")
+            assert status == 0, err
+            first, *lines = out.splitlines()
+            assert first.startswith(f"{tmp_path}/one{ending}") and kind in first and "40 documents" in first
+            assert "exporting" in err and f"toy/{HOOK}" in err
+            if ending:
+                assert opened("\n".join(lines), "texts") == [d.text for d in made()]
+            else:
+                assert len(opened("\n".join(lines), "rows")) == find_set().rows
+            status, out, _err = lensae("store", "export", "toy", "--to", tmp_path / f"two{ending}", "--json")
+            report = json.loads(out)
+            assert report["rows"] == find_set().rows and report["format"] == kind and report["bytes"] > 10_000
+
+    def test_nothing_to_export(self, folder, lensae, tmp_path):
+        assert lensae("store", "export", "--to", tmp_path / "set.npz")[0] == 2
+        with writer(folder) as open_writer:
+            for one in documents():
+                open_writer.append(one)
+        status, _out, err = lensae("store", "export", "toy", "--to", tmp_path / "set.npz")
+        assert status == 2 and "unfinished" in err
+        assert lensae("store", "export", "toy")[0] == 2
+
+    @pytest.mark.parametrize("command", ["view", "export", "remove"])
+    def test_help(self, command, lensae):
+        status, out, _err = lensae("store", command, "--help")
+        assert status == 0 and "Examples" in out and "--json" in out
+
+    @pytest.mark.parametrize(
+        "arguments",
+        ["export --to set.npz", "export --to set.safetensors", "export --to set/", "view", "remove toy --yes"],
+    )
+    def test_torch_is_not_loaded(self, arguments, folder, store, tmp_path):
+        write_set(folder, made())
+        watch = "import sys; from lensae.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code\n"
+        watch += "print('torch' in sys.modules, 'transformers' in sys.modules)"
+        environment = {**os.environ, "LENSAE_STORE": str(store), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", watch, "store", *arguments.split()],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )
+        assert done.stdout.splitlines()[-1:] == ["False False"], done.stdout + done.stderr
