@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup collect train evaluate index clean
+.PHONY: help demo test check setup collect train evaluate index bench-collect clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -44,6 +44,9 @@ evaluate: $(READY)  ## evaluate the SAE trained last
 
 index: $(READY)  ## build the feature index of the SAE trained last
 	@$(PY) main.py index $(ARGS)
+
+bench-collect: $(READY)  ## measure collecting and generating beside transformers itself
+	@$(PY) experiments/benchmarks/collect.py $(ARGS)
 
 clean:  ## remove .venv and caches (never the store)
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist lensae.egg-info

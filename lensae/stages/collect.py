@@ -161,7 +161,7 @@ def _run(model, options: CollectOptions, corpus: Corpus, expected: int, writers:
         progress.advance(sum(job.tokens for job in batch))
     for writer in writers:
         if not writer.complete:
-            writer.finish(time.perf_counter() - started)
+            writer.finish(started)
 
 
 def _lasting_name(corpus: Corpus, options: CollectOptions) -> str:

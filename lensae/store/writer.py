@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,11 +169,12 @@ class SetWriter:
         self._list(name, data)
         self._save()
 
-    def finish(self, seconds: float = 0.0) -> None:
-        """Write what is left and mark the pass complete, with the `seconds` it took since it was opened."""
+    def finish(self, started: float | None = None) -> None:
+        """Write what is left and mark the pass complete; `started` is when its work began, by time.perf_counter()."""
         if self._pending:
             self._hand_over()
         self._wait()
+        seconds = time.perf_counter() - started if started is not None else 0.0
         self.entry.update(documents=self.documents_done, rows=self.rows_done, dropped=self._sum("dropped"))
         self.entry.update(completed_at=now())
         self.entry.update(seconds=round(seconds, 3), rows_in_seconds=self.rows_done - self._rows_before)
