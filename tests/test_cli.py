@@ -61,7 +61,7 @@ def test_help(command, lensae):
         assert "Examples" in out
 
 
-def test_the_exact_commands_of_the_task(hub_cache, tmp_path):
+def test_the_daily_commands_on_gpt2_medium(hub_cache, tmp_path):
     """gpt2-medium by name, out of a hub cache, offline; then train, look a feature up and steer."""
     here = {"HF_HUB_CACHE": hub_cache, "HF_HUB_OFFLINE": "1", "LENSAE_STORE": tmp_path / "store"}
     done = shell("collect", "gpt2-medium", "--hook", "blocks.6.hook_resid_post", "--max-new-tokens", 16, **here)
