@@ -27,7 +27,7 @@ class SteerOptions:
     """What to steer; values are multiples of the feature's maximum over the set."""
 
     feature: int
-    scales: tuple[float, ...] = (8.0,)
+    scales: tuple[float, ...] = (1.0,)
     operation: str = "clamp"
     prompts: tuple[str, ...] = DEFAULT_PROMPTS
     positions: str = "all"
