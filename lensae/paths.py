@@ -10,6 +10,7 @@ The store is `./store`, or what LENSAE_STORE names.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from lensae.errors import DamagedError, UserError, nearest
 def store_root() -> Path:
     """The folder that holds every activation set."""
     return Path(os.environ.get("LENSAE_STORE", "store"))
+
+
+def free_bytes() -> int:
+    """Room on the disk that holds the store, or will."""
+    place = store_root().absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def experiments_root() -> Path:

@@ -56,32 +56,13 @@ def command(
 
     An interrupted pass goes on where it stopped when the same command is given again.
     """
+    given = {name: value for name, value in locals().items() if name not in ("hook", "as_json")}
     from lensae.stages.collect import CollectOptions, collect
     from lensae.views import collect as view
     from lensae.views.console import out
     from lensae.views.progress import Watch
 
-    options = CollectOptions(
-        model=model,
-        hooks=tuple(hook or ()),
-        corpus=corpus,
-        generate=generate,
-        chat=chat,
-        text_column=text_column,
-        label_column=label_column,
-        lines=lines,
-        context=context,
-        max_tokens=max_tokens,
-        max_new_tokens=max_new_tokens,
-        samples_per_prompt=samples_per_prompt,
-        batch_size=batch_size,
-        temperature=temperature,
-        seed=seed,
-        dtype=dtype,
-        shard_rows=shard_rows,
-        skip_bad=skip_bad,
-        name=name,
-    )
+    options = CollectOptions(hooks=tuple(hook or ()), **given)
     command_line = shlex.join(["python", "main.py", *sys.argv[1:]])
     with Watch() as watch:
         report = collect(options, command_line, watch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from lensae import model as models
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
 from lensae.errors import LensaeError, UserError
-from lensae.paths import read_set, set_path, store_root
+from lensae.paths import free_bytes, read_set, set_path, store_root
 from lensae.records import PROMPT, ReadOptions
 from lensae.stages.capture import capture
 from lensae.stages.jobs import batches, expected_tokens, jobs
@@ -106,11 +105,11 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
         writers = _open_writers(stack, model, options, corpus, widths, command)
         complete = all(writer.complete for writer in writers)
         if not complete:
-            _check_room(options, widths, expected, progress)
+            _check_room(options, widths, expected, writers, progress)
             _run(model, options, corpus, expected, writers, progress)
-        for writer in writers:
-            if writer.rows_done:
-                write_view(read_set(writer.folder))
+            for writer in writers:
+                if writer.rows_done:
+                    write_view(read_set(writer.folder))
         return _report(model, writers, complete)
 
 
@@ -174,14 +173,12 @@ def _names(hooks: tuple[str, ...]) -> str:
     return hooks[0] if len(hooks) == 1 else f"{len(hooks)} hooks"
 
 
-def _check_room(options: CollectOptions, widths: dict[str, int], expected: int, progress: Progress) -> None:
-    """Say how much room the pass may take; raise LensaeError when it is plainly not there."""
+def _check_room(options: CollectOptions, widths: dict[str, int], expected: int, writers, progress: Progress) -> None:
+    """Say how much room what is left of the pass may take; raise LensaeError when it is plainly not there."""
     item = 2 if options.dtype == "float16" else 4
-    needed = expected * sum(width * item + ROW_MAP_BYTES for width in widths.values())
-    place = store_root()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    sizes = zip(widths.values(), writers, strict=True)
+    needed = sum(max(0, expected - writer.rows_done) * (width * item + ROW_MAP_BYTES) for width, writer in sizes)
+    free = free_bytes()
     if needed:
         progress.say(f"at most {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB free")
     if needed > free:

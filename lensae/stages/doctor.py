@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 
 from lensae.errors import LensaeError
-from lensae.paths import store_root
+from lensae.paths import free_bytes, store_root
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "typer", "rich", "h5py", "numpy", "scipy", "safetensors")
 ROOM_GIB = 2
@@ -64,8 +63,5 @@ def _model() -> list[Fact]:
 
 
 def _disk() -> Fact:
-    place = store_root()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 2**30
+    free = free_bytes() / 2**30
     return Fact("disk", f"{free:,.1f} GiB free for {store_root()}/", good=free > ROOM_GIB)
