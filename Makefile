@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup collect train evaluate index bench-collect clean
+.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -45,9 +45,21 @@ evaluate: $(READY)  ## evaluate the SAE trained last
 index: $(READY)  ## build the feature index of the SAE trained last
 	@$(PY) main.py index $(ARGS)
 
-bench-collect: $(READY)  ## measure collecting and generating beside transformers itself
+bench-peers: .peers/sae-lens/.ready  ## install the tools that the benchmarks compare with, each in a .peers/<name>
+
+.peers/%/.ready: experiments/benchmarks/peers/%.txt | $(READY)
+	@echo "making .peers/$*"
+	@$(PYTHON) -m venv .peers/$*
+	@.peers/$*/bin/pip install -qq --disable-pip-version-check -r $< \
+	  torch==$$($(PY) -c 'import torch; print(torch.__version__.split("+")[0])')
+	@touch $@
+
+bench-collect: $(READY)  ## measure collecting and generating beside transformers and SAELens
 	@$(PY) experiments/benchmarks/collect.py $(ARGS)
 
-clean:  ## remove .venv and caches (never the store)
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist lensae.egg-info
+bench-store: $(READY)  ## measure chunk sizes and compression on real activations
+	@$(PY) experiments/benchmarks/storage.py $(ARGS)
+
+clean:  ## remove .venv, .peers and caches (never the store)
+	rm -rf $(VENV) .peers .pytest_cache .ruff_cache build dist lensae.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,14 +14,20 @@ from lensae.errors import UserError, nearest
 class TrainRecipe:
     """Everything that decides a training; None means "chosen from the set's size" (the choice is recorded).
 
-    `width` is the number of features, as a multiple of d_model; `k` the active features per token (topk); `l1` the
-    sparsity weight (tied-l1); `epochs` passes over the training rows, or `tokens` in all.
+    `width` is the number of features, as a multiple of d_model; `k` the active features per token (topk, batchtopk,
+    matryoshka); `l1` the sparsity weight (relu, tied-l1, gated), which starts there and moves when `target_l0` says how
+    many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that (jumprelu);
+    `bandwidth` of the estimate of a threshold's gradient, in rows of norm sqrt(d_model) (jumprelu); `aux` weight of the
+    loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
     """
 
     arch: str = "topk"
     width: float = 4
     k: int = 32
     l1: float = 0.1
+    target_l0: float | None = None
+    l0_weight: float = 3.0
+    bandwidth: float = 1.0
     lr: float | None = None
     batch: int = 2048
     epochs: int | None = None
@@ -34,8 +40,10 @@ class TrainRecipe:
     seed: int = 0
 
     def __post_init__(self):
-        positive = ("width", "k", "l1", "batch", "patience")
-        for name in positive + tuple(n for n in ("lr", "epochs", "tokens") if getattr(self, n) is not None):
+        positive = ("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience")
+        for name in positive + tuple(
+            n for n in ("lr", "epochs", "tokens", "target_l0") if getattr(self, n) is not None
+        ):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise UserError(f"{name} cannot be {value}", "it must be more than 0")

@@ -79,7 +79,7 @@ def test_the_daily_commands_on_gpt2_medium(hub_cache, tmp_path):
 def test_every_row_is_its_token(lensae, store, model_dir):
     """What collect stores is, row for row, what the plain model computes on the text that the row maps to."""
     from lensae import model as models
-    from lensae.model.generate import read
+    from lensae.model.read import read
     from lensae.paths import find_set
     from lensae.store.reader import SetReader
 

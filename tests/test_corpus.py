@@ -140,6 +140,14 @@ def test_datasets_in_a_directory(tmp_path):
         prompts.load("hf:no/such-dataset")
 
 
+def test_a_dataset_is_known_by_its_content(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "one"}\n')
+    first = prompts.load(f"hf:{tmp_path}").sha256
+    assert prompts.load(f"hf:{tmp_path}").sha256 == first
+    (tmp_path / "data.jsonl").write_text('{"text": "two"}\n')
+    assert prompts.load(f"hf:{tmp_path}").sha256 != first
+
+
 def test_standard_input(monkeypatch):
     import io
     import sys
@@ -152,9 +160,9 @@ def test_a_very_long_line(tmp_path):
     """It is one document; nothing is cut and nothing fails before the model's context cuts it."""
     path = tmp_path / "long.jsonl"
     with open(path, "w") as file:
-        file.write('{"text": "' + "tram " * 4_000_000 + '"}\n')
+        file.write('{"text": "' + "tram " * 40_000_000 + '"}\n')
     ((_own, text, _label),) = texts(str(path))
-    assert len(text) == 20_000_000
+    assert len(text) == 200_000_000
 
 
 def test_unknown_names(tmp_path):
@@ -172,14 +180,43 @@ def test_a_template_needs_its_placeholder(tmp_path):
         prompts.load(str(tmp_path / "a.txt"))
 
 
-@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 9), st.integers(1, 5), st.booleans())
-def test_batches_hold_every_item_once(lengths, size, pool, by_length):
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 9))
+def test_batches_hold_every_item_once_in_order(items, size):
+    found = list(packing.batches(items, size))
+    assert [item for batch in found for item in batch] == items
+    assert all(len(batch) == size for batch in found[:-1]) and all(0 < len(batch) <= size for batch in found)
+
+
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 400), st.integers(1, 5))
+def test_full_batches_hold_every_item_once_and_fit(lengths, tokens, pool):
     items = list(enumerate(lengths))
-    found = list(packing.batches(items, size, (lambda item: item[1]) if by_length else None, pool))
+    found = list(packing.full_batches(items, tokens, lambda item: item[1], pool))
     assert sorted(item for batch in found for item in batch) == items
-    assert all(len(batch) <= size for batch in found)
-    if not by_length:
-        assert [item for batch in found for item in batch] == items
+    for batch in found:
+        widest = max(length for _number, length in batch)
+        assert len(batch) == 1 or len(batch) * widest <= tokens
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(1, 99), max_size=30)), max_size=20),
+    st.integers(2, 12),
+)
+def test_joined_contexts_are_full_and_hold_every_token_in_order(texts, context):
+    found = list(packing.joined([(label, [0, *body]) for label, body in texts], 0, context))
+    assert all(len(window) == context for _label, window in found[:-1])
+    assert all(window[0] == 0 and 1 < len(window) <= context for _label, window in found)
+    kept = [token for _label, window in found for token in window if token]
+    assert kept == [token for _label, body in texts for token in body]
+    starts = sum(1 for _label, body in texts if body)
+    assert sum(window.count(0) for _label, window in found) <= len(found) + max(starts - 1, 0)
+
+
+def test_joined_contexts_keep_a_label_that_all_their_documents_share():
+    texts = [("a", [0, 1, 2, 3]), ("a", [0, 4]), ("b", [0, 5, 6, 7, 8])]
+    found = list(packing.joined(texts, 0, 6))
+    assert found == [("a", [0, 1, 2, 3, 0, 4]), ("b", [0, 5, 6, 7, 8])]
+    assert list(packing.joined(texts, 0, 5)) == [("a", [0, 1, 2, 3, 0]), ("", [0, 4, 0, 5, 6]), ("b", [0, 7, 8])]
+    assert list(packing.joined([("a", [1, 2]), ("b", [3])], None, 2)) == [("a", [1, 2]), ("b", [3])]
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=60), st.integers(2, 20))

@@ -107,6 +107,14 @@ def test_light_commands_never_load_torch(arguments, trained):
 def test_plugins_are_found_by_file_name():
     from lensae import registry
 
-    assert registry.names("sae.architectures") == ["tied-l1", "topk"]
+    assert registry.names("sae.architectures") == [
+        "batchtopk",
+        "gated",
+        "jumprelu",
+        "matryoshka",
+        "relu",
+        "tied-l1",
+        "topk",
+    ]
     assert registry.names("corpus.readers") == ["csv", "hf", "jsonl", "parquet", "txt"]
     assert registry.names("steering.operations") == ["ablate", "add", "clamp"]

@@ -15,7 +15,8 @@ from conftest import FAMILIES, LAYERS, WIDTH
 
 from lensae import model as models
 from lensae.errors import LensaeError, UserError
-from lensae.model.generate import Sampling, generate, read, sample, uniforms
+from lensae.model.generate import Sampling, generate, sample, uniforms
+from lensae.model.read import read, read_padded, read_side_by_side
 from lensae.records import GENERATED, PROMPT
 
 TEXTS = ["After six weeks of morning runs along the canal", "The tram", "Which matters more: the bar, or the rest?"]
@@ -91,6 +92,48 @@ def test_a_batch_of_one_gives_the_same(family, model_dir):
         alone = generate(model, [prompt], Sampling(10, 0.8, 50, 5), [stream], [hook])[0]
         assert alone.new_ids == expected.new_ids
         np.testing.assert_allclose(alone.activations[hook], expected.activations[hook], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_side_by_side_are_read_as_each_alone(family, model_dir):
+    """Longer and shorter than gemma's sliding window, several of one length, and one of a single token."""
+    model, hooks = load(model_dir(family)), RESIDUAL[2:5]
+    ids = model.text.encode(" ".join(TEXTS) * 3)
+    documents = [ids[:1], ids[:40], ids[5:45], ids[3:9], ids[:90], ids[7:13]]
+    together = read_side_by_side(model, documents, hooks)
+    for one, document in zip(together, documents, strict=True):
+        alone = read_padded(model, [document], hooks)[0]
+        for hook in hooks:
+            assert one.activations[hook].shape == (len(document), WIDTH)
+            np.testing.assert_allclose(one.activations[hook], alone.activations[hook], rtol=1e-3, atol=1e-4)
+    read(model, documents[:2], hooks)
+    assert model.side_by_side
+
+
+def test_edits_know_the_tokens_of_documents_side_by_side(model_dir):
+    model, edit = load(model_dir("llama")), Shift()
+    documents = [model.text.encode(text) for text in TEXTS]
+    found = read_side_by_side(model, documents, [RESIDUAL[4]], [edit])
+    expected = [-1 if token in model.text.special_ids else PROMPT for ids in documents for token in ids]
+    assert edit.seen[0].tolist() == [expected]
+    padded = read_padded(model, documents, [RESIDUAL[4]], [Shift()])
+    for one, other in zip(found, padded, strict=True):
+        np.testing.assert_allclose(one.activations[RESIDUAL[4]], other.activations[RESIDUAL[4]], rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_mixes_tokens_elsewhere_is_read_with_padding(model_dir):
+    model, hook = load(model_dir("llama")), RESIDUAL[4]
+    documents = [model.text.encode(text) for text in TEXTS]
+    expected = [w.activations[hook] for w in read(model, documents, [hook])]
+    assert model.side_by_side
+    block = model.network.model.layers[2]
+    mixing = block.register_forward_hook(lambda m, args, out: out + out.cumsum(1))
+    model.side_by_side = None
+    mixed = [w.activations[hook] for w in read(model, documents[:1], [hook])]
+    assert model.side_by_side is False and not np.allclose(mixed[0], expected[0])
+    mixing.remove()
+    for found, plain in zip(read(model, documents, [hook]), expected, strict=True):
+        np.testing.assert_allclose(found.activations[hook], plain, rtol=1e-3, atol=1e-4)
 
 
 def test_greedy_equals_transformers_generate(model_dir):

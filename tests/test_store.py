@@ -274,27 +274,6 @@ class TestReader:
         write_set(folder, documents(60))
         return SetReader(find_set())
 
-    def rows(self, reader, chosen) -> np.ndarray:
-        return np.concatenate(list(reader.document_rows(chosen)))
-
-    def test_every_row_once_an_epoch_in_another_order(self, reader, monkeypatch):
-        monkeypatch.setattr("lensae.store.reader.WINDOW_CHUNKS", 3)
-        training = reader.split(0.2, 0).training
-        expected = self.rows(reader, training)
-        epochs = [np.concatenate(list(reader.shuffled(training, 32, 7, epoch))) for epoch in (0, 1)]
-        order = np.lexsort(expected.T)
-        for found in epochs:
-            assert found.shape == expected.shape
-            np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[order])
-        assert not np.array_equal(*epochs)
-
-    def test_batches_are_full_and_repeatable(self, reader):
-        training = reader.split(0.2, 0).training
-        first, second = (list(reader.shuffled(training, 50, 3, 2)) for _ in range(2))
-        assert [len(b) for b in first[:-1]] == [50] * (len(first) - 1)
-        for a, b in zip(first, second, strict=True):
-            np.testing.assert_array_equal(a, b)
-
     def test_a_prompt_is_on_one_side_of_the_split(self, reader):
         split = reader.split(0.25, 4)
         training, held = split.training, split.heldout

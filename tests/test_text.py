@@ -38,6 +38,17 @@ def test_valid_text_comes_back_unchanged(text, words):
     assert text.spans(text.encode(words))[0] == words
 
 
+@RELAXED
+@given(
+    st.lists(st.sampled_from(["tram ", "late  ", " and", "\n", "é", "🚲 b", "7", "   "]), max_size=40),
+    st.integers(1, 30),
+)
+def test_a_long_text_is_tokenised_in_pieces_alike(text, words, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lensae.model.text.PIECE_CHARACTERS", piece)
+        assert list(text.stream("".join(words))) == text.encode("".join(words))
+
+
 def test_tokens_of_a_spread_character_share_its_span(text):
     ids = text.encode("a 🚲 b")
     whole, start, end = text.spans(ids)

@@ -10,7 +10,9 @@ EXAMPLES = examples("evaluate", "evaluate --sae topk-2304-k32 --json")
 def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOption = False) -> None:
     """Measure an SAE on held-out documents: sparsity, reconstruction, and what it costs the model.
 
-    Writes evaluation.json and the density and activation histograms (PNG) beside the SAE.
+    Beside it: as many principal components, a random SAE, and the stream itself. Writes evaluation.json and the
+    histograms of density, activations and decoder cosines (PNG) into the SAE's folder. Any SAE in the SAELens layout
+    can be measured: --sae FOLDER.
     """
     from lensae.stages.evaluate import evaluate, summary
     from lensae.views import evaluate as view

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -19,3 +22,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def examples(*lines: str) -> str:
     """An epilog that shows commands, one a line."""
     return "\n\n".join(["[bold]Examples[/]", *(f"[cyan]python main.py {line}[/]" for line in lines)])
+
+
+def command_line() -> str:
+    """What was typed, as it can be typed again."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    start = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
+    return shlex.join([*start, "main.py", *sys.argv[1:]])

@@ -7,16 +7,26 @@ from typing import Annotated
 
 import typer
 
+from lensae import registry
 from lensae.cli.options import JsonOption, SetOption, examples
 
-EXAMPLES = examples("train", "train --width 8 --k 64", "train --arch tied-l1 --l1 0.1", "train --recipe my-recipe.toml")
+EXAMPLES = examples(
+    "train", "train --width 8 --k 64", "train --arch relu --target-l0 40", "train --recipe my-recipe.toml"
+)
+
+FAMILIES = ", ".join(registry.names("sae.architectures"))
 
 
 def command(
-    arch: Annotated[str | None, typer.Option(help="topk (default) or tied-l1.")] = None,
+    arch: Annotated[str | None, typer.Option(help=f"One of {FAMILIES}. Default topk.")] = None,
     width: Annotated[float | None, typer.Option(help="Features, as a multiple of d_model. Default 4.")] = None,
-    k: Annotated[int | None, typer.Option(help="Active features per token (topk). Default 32.")] = None,
-    l1: Annotated[float | None, typer.Option(help="Weight of the L1 penalty (tied-l1). Default 0.1.")] = None,
+    k: Annotated[int | None, typer.Option(help="Active features per token (the topk families). Default 32.")] = None,
+    l1: Annotated[
+        float | None, typer.Option(help="Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1.")
+    ] = None,
+    target_l0: Annotated[
+        float | None, typer.Option(help="Active features per token to aim at (jumprelu, and in place of --l1).")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the rows. Default: about 1.5 M tokens in all.")
     ] = None,
@@ -37,7 +47,17 @@ def command(
     from lensae.recipe import load_train
 
     settings = load_train(
-        recipe, arch=arch, width=width, k=k, l1=l1, epochs=epochs, tokens=tokens, lr=lr, batch=batch, seed=seed
+        recipe,
+        arch=arch,
+        width=width,
+        k=k,
+        l1=l1,
+        target_l0=target_l0,
+        epochs=epochs,
+        tokens=tokens,
+        lr=lr,
+        batch=batch,
+        seed=seed,
     )
     from lensae.stages.train import train
     from lensae.views import train as view

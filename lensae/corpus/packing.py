@@ -1,31 +1,90 @@
-"""Cutting long texts to the model's context, and batching texts of like length."""
+"""Cutting and joining texts to the model's context, and batching them so that no work is spent on padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
+POOL = 16  # batches whose items are sorted by length together
 
 
-def windows(ids: Sequence[int], bos: int | None, context: int) -> Iterator[list[int]]:
+def windows(ids: Iterable[int], bos: int | None, context: int) -> Iterator[list[int]]:
     """`ids` (with `bos` in front, when there is one) as inputs of at most `context` tokens, each with its own BOS."""
-    lead = [bos] if bos is not None and len(ids) and ids[0] == bos else []
-    body, room = list(ids[len(lead) :]), context - len(lead)
-    for start in range(0, max(1, len(body)), room):
-        yield lead + body[start : start + room]
+    source = iter(ids)
+    first = list(islice(source, context))
+    yield first
+    lead = [bos] if bos is not None and first[:1] == [bos] else []
+    while rest := list(islice(source, context - len(lead))):
+        yield lead + rest
 
 
-def batches(
-    items: Iterable[T], size: int, length: Callable[[T], int] | None = None, pool: int = 16
-) -> Iterator[list[T]]:
-    """Items in batches of `size`; with `length`, items of like length together within each pool of `pool` batches.
+def joined(documents: Iterable[tuple[str, Iterable[int]]], bos: int | None, context: int) -> Iterator[tuple]:
+    """Documents (label, ids with `bos` in front) one after the other as inputs of exactly `context` tokens.
 
-    The order depends on the items alone, so an interrupted pass finds the same batches again.
+    Each input begins with `bos`, which also stands before every document in it; only the last may be shorter. Yields
+    (label, ids): the label that all documents of an input share, or "".
     """
+    lead = [bos] if bos is not None else []
+    window, labels = list(lead), []
+    for label, ids in documents:
+        source = _body(ids, bos)
+        between = lead if len(window) > len(lead) else []
+        while piece := list(islice(source, max(1, context - len(window) - len(between)))):
+            window += between
+            if len(window) == context:  # there was room for the BOS alone
+                yield _shared(labels), window
+                window, labels = list(lead), []
+            window, between = window + piece, []
+            labels.append(label)
+            if len(window) == context:
+                yield _shared(labels), window
+                window, labels = list(lead), []
+    if len(window) > len(lead):
+        yield _shared(labels), window
+
+
+def _body(ids: Iterable[int], bos: int | None) -> Iterator[int]:
+    source = iter(ids)
+    first = next(source, bos)
+    return source if first == bos else chain([first], source)
+
+
+def _shared(labels: list[str]) -> str:
+    return labels[0] if labels and len(set(labels)) == 1 else ""
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items in order, `size` at a time."""
     source = iter(items)
-    while members := list(islice(source, size * pool if length else size)):
-        ordered = sorted(members, key=length) if length else members
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
+    while members := list(islice(source, size)):
+        yield members
+
+
+def full_batches(items: Iterable[T], tokens: int, length: Callable[[T], int], pool: int = POOL) -> Iterator[list[T]]:
+    """Items of like length together, in batches of at most `tokens` tokens (or one item), padding counted.
+
+    Lengths are sorted within pools of about `pool` batches. The order depends on the items alone, so an interrupted
+    pass finds the same batches again.
+    """
+    members: list[T] = []
+    total = 0
+    for item in items:
+        members.append(item)
+        total += length(item)
+        if total >= tokens * pool:
+            yield from _of_like_length(members, tokens, length)
+            members, total = [], 0
+    yield from _of_like_length(members, tokens, length)
+
+
+def _of_like_length(members: list[T], tokens: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    for item in sorted(members, key=length):
+        if batch and (len(batch) + 1) * length(item) > tokens:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

@@ -17,7 +17,6 @@ from lensae.errors import UserError, unknown
 from lensae.records import Prompt, ReadOptions
 
 PLACEHOLDER = "{text}"
-PREFIXES = ("hf",)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Corpus:
     """Texts in order; `template` wraps each (it is `{text}` alone when there is none).
 
     `count` is how many there are, or None for a stream whose end is not known; `sha256` is over the file's bytes and
-    the template, or over the name of a stream.
+    the template, or over what a stream's reader knows it by.
     """
 
     name: str
@@ -63,7 +62,7 @@ def load(name: str, options: ReadOptions | None = None) -> Corpus:
     """
     options = options or ReadOptions()
     prefix, _colon, rest = name.partition(":")
-    if prefix in PREFIXES and rest:
+    if rest and prefix in _prefixes():
         return _stream(name, prefix, rest, options)
     path = _find(name)
     reader, template = _reader(path), _template(path)
@@ -82,7 +81,7 @@ def load(name: str, options: ReadOptions | None = None) -> Corpus:
 
 def _stream(name: str, prefix: str, rest: str, options: ReadOptions) -> Corpus:
     reader = registry.load("corpus.readers", prefix)
-    digest = hashlib.sha256(name.encode()).hexdigest()
+    digest = hashlib.sha256(f"{name}\0{reader.identity(rest)}".encode()).hexdigest()
     corpus = Corpus(rest.replace(":", "-"), rest, digest, PLACEHOLDER, None, reader, options)
     if next(iter(corpus), None) is None:
         raise UserError(f"{name} holds no text")
@@ -115,10 +114,17 @@ def _standard_input() -> Path:
 
 def _reader(path: Path) -> ModuleType:
     ending = path.suffix.lstrip(".").lower()
-    known = [name for name in registry.names("corpus.readers") if name not in PREFIXES]
+    prefixes = _prefixes()
+    known = [name for name in registry.names("corpus.readers") if name not in prefixes]
     if ending not in known:
         raise UserError(f"no reader for {path.name}", f"known endings: {', '.join('.' + n for n in known)}")
     return registry.load("corpus.readers", ending)
+
+
+def _prefixes() -> set[str]:
+    """The readers of what is named by a prefix: those that can tell its identity."""
+    loaded = {name: registry.load("corpus.readers", name) for name in registry.names("corpus.readers")}
+    return {name for name, reader in loaded.items() if hasattr(reader, "identity")}
 
 
 def _template(path: Path) -> str:

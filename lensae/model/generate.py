@@ -5,7 +5,6 @@ Shapes: B batch, T tokens, V vocabulary, W the width of a hook.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -85,22 +84,6 @@ def origin_of(model: LanguageModel, ids_BT, mask_BT, prompt_lengths: Sequence[in
 
 
 @torch.inference_mode()
-def read(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], capture: Sequence[str], edits: Sequence[Edit] = ()
-) -> list[Written]:
-    """Run finished sequences through the model and capture `capture` at every token; no logits are computed."""
-    ids_BT, mask_BT = left_pad(model, sequences)
-    with fast_matmul(), Taps(model, capture, edits) as taps:
-        taps.stop = True
-        taps.begin(origin_of(model, ids_BT, mask_BT))
-        with contextlib.suppress(StopForward):
-            model.forward(ids_BT, mask_BT, use_cache=False)
-    written = [Written(list(ids)) for ids in sequences]
-    _distribute(written, taps.taken, [list(range(len(sequences)))])
-    return written
-
-
-@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -126,7 +109,7 @@ def generate(
     written = [Written(list(ids)) for ids in prompts]
     with fast_matmul(), Taps(model, capture, edits) as taps:
         fed = _decode(model, taps, written, ids_BT, mask_BT, torch.tensor(np.array(random)), sampling)
-    _distribute(written, taps.taken, fed)
+    distribute(written, taps.taken, fed)
     return written
 
 
@@ -166,7 +149,7 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
     return fed
 
 
-def _distribute(written: list[Written], taken: dict[str, list[torch.Tensor]], fed: list[list[int]]) -> None:
+def distribute(written: list[Written], taken: dict[str, list[torch.Tensor]], fed: list[list[int]]) -> None:
     """Sort what each pass captured, (B, T, W), into each sequence's own (tokens, W) array."""
     for hook, passes in taken.items():
         arrays = [np.empty((len(w.ids), passes[0].shape[-1]), np.float32) for w in written]

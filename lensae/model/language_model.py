@@ -37,13 +37,23 @@ class LanguageModel:
     """A causal language model that can be hooked, stepped with a KV cache, and cut off after the last needed block."""
 
     def __init__(
-        self, source: ModelSource, text: Text, network, hooked, device: str, n_layers: int, hooks: tuple[str, ...] = ()
+        self,
+        source: ModelSource,
+        text: Text,
+        network,
+        hooked,
+        device: str,
+        n_layers: int,
+        hooks: tuple[str, ...] = (),
+        own_attention: bool = False,
     ):
         self.source, self.text, self.device, self.n_layers = source, text, device, n_layers
         self.hooks = hooks or (self.default_hook(),)
         self.network, self.hooked = network, hooked
         self.config = network.config.get_text_config()
-        self._accepted = set(inspect.signature(network.forward).parameters)
+        self.accepted = set(inspect.signature(network.forward).parameters)
+        self.own_attention = own_attention  # lensae.model.attention is installed
+        self.side_by_side: bool | None = None  # whether documents may share a row; None until it has been tried
 
     @property
     def name(self) -> str:
@@ -82,15 +92,20 @@ class LanguageModel:
         """Logits (B, 1 or T, V) and the cache after `ids_BT`; `mask_BT` covers the cached tokens too (1 = real)."""
         width = ids_BT.shape[1]
         position_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -width:]
-        wanted = {
-            "position_ids": position_BT,
-            "past_key_values": cache,
-            "use_cache": use_cache,
-            "logits_to_keep": 1 if last_only else 0,
-        }
-        extra = {key: value for key, value in wanted.items() if key in self._accepted}
-        output = self.network(input_ids=ids_BT, attention_mask=mask_BT, **extra)
+        output = self.run(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=position_BT,
+            past_key_values=cache,
+            use_cache=use_cache,
+            logits_to_keep=1 if last_only else 0,
+        )
         return (output.logits[:, -1:] if last_only else output.logits), getattr(output, "past_key_values", None)
+
+    def run(self, input_ids, attention_mask=None, **wanted):
+        """The network's own output; what its family does not know of `wanted` is left out."""
+        extra = {key: value for key, value in wanted.items() if key in self.accepted}
+        return self.network(input_ids=input_ids, attention_mask=attention_mask, **extra)
 
     def widths(self, hooks: Sequence[str]) -> dict[str, int]:
         """The width of each hook, found by running two tokens.
@@ -119,6 +134,8 @@ class Taps:
         self.taken: dict[str, list[torch.Tensor]] = {hook: [] for hook in self.capture}
         self.origin_BT: torch.Tensor | None = None
         self.stop = False
+        last = last_block([*self.capture, *(edit.hook for edit in self.edits)])
+        self.final = f"blocks.{last}.hook_resid_post" if self.capture and last is not None else None
 
     def begin(self, origin_BT: torch.Tensor) -> None:
         """Say where the tokens of the next pass come from."""
@@ -129,9 +146,8 @@ class Taps:
             self.model.add_hook(edit.hook, self._editor(edit))
         for hook in self.capture:
             self.model.add_hook(hook, self._taker(hook))
-        last = last_block([*self.capture, *(edit.hook for edit in self.edits)])
-        if self.capture and last is not None:
-            self.model.add_hook(f"blocks.{last}.hook_resid_post", self._stopper)
+        if self.final:
+            self.model.add_hook(self.final, self._stopper)
         return self
 
     def __exit__(self, *_exc) -> None:
@@ -144,7 +160,9 @@ class Taps:
         def take(x, hook):
             if x.ndim < 3 or x.shape[:2] != self.origin_BT.shape:
                 raise UserError(f"the hook '{name}' does not hold one vector per token", "use blocks.N.hook_resid_post")
-            self.taken[name].append(x.detach().flatten(2).to(torch.float32, copy=True))
+            # A pass that ends here changes nothing any more; otherwise some families add to the stream in place.
+            ends = self.stop and name == self.final
+            self.taken[name].append(x.detach().flatten(2).to(torch.float32, copy=not ends))
 
         return take
 

@@ -8,17 +8,22 @@ from collections.abc import Sequence
 import torch
 
 from lensae.errors import LensaeError, UserError, nearest
+from lensae.model import attention
 from lensae.model.hooked import RESIDUAL, ResidualStream
 from lensae.model.language_model import LanguageModel
-from lensae.model.precision import use_plain_products_in_attention
 from lensae.model.quiet import transformers
 from lensae.model.source import ModelSource
 from lensae.model.text import Text
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
 def default_device() -> str:
     """The best device at hand."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if has_gpu() else "cpu"
 
 
 def load_text(source: ModelSource) -> Text:
@@ -29,8 +34,15 @@ def load_text(source: ModelSource) -> Text:
         raise LensaeError(f"the tokenizer of {source.name} cannot be loaded: {error}") from error
 
 
-def load(source: ModelSource, hooks: Sequence[str] = (), device: str | None = None) -> LanguageModel:
-    """The model of `source`, float32, weights unprocessed, with `hooks` (names or patterns) ready for `add_hook`.
+def load(
+    source: ModelSource,
+    hooks: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str = "float32",
+    edited: Sequence[str] = (),
+) -> LanguageModel:
+    """The model of `source`, computing in `dtype`, weights unprocessed, its `hooks` (names or patterns) ready for
+    `add_hook`, and so are those that are only to be `edited`.
 
     The residual stream alone takes the fast route (`ResidualStream`), any other hook the general one
     (`TransformerBridge`). Raises UserError with the nearest names for a hook that the model does not have, and
@@ -38,18 +50,19 @@ def load(source: ModelSource, hooks: Sequence[str] = (), device: str | None = No
     """
     text = load_text(source)
     device = device or default_device()
-    network = _load_network(source).to(device).eval()
+    network = _load_network(source, getattr(torch, dtype)).to(device).eval()
     blocks = _blocks(network, source)
     if blocks is not None:
         chosen = expand(
             hooks, [f"blocks.{n}.hook_resid_{side}" for n in range(len(blocks)) for side in ("pre", "post")]
         )
-        if all(_is_residual(hook, len(blocks)) for hook in chosen):
-            use_plain_products_in_attention(network)
-            return LanguageModel(source, text, network, ResidualStream(network, blocks), device, len(blocks), chosen)
-    bridge = _bridge(source, network, text, device)
+        if all(_is_residual(hook, len(blocks)) for hook in (*chosen, *edited)):
+            own = attention.install(network)
+            hooked = ResidualStream(network, blocks)
+            return LanguageModel(source, text, network, hooked, device, len(blocks), chosen, own)
+    bridge = _bridge(source, network, text, device, getattr(torch, dtype))
     chosen = expand(hooks, sorted(bridge.hook_dict, key=_in_order_of_blocks))
-    for hook in chosen:
+    for hook in (*chosen, *edited):
         check_hook(hook, bridge.hook_dict)
     return LanguageModel(source, text, bridge.original_model, bridge, device, bridge.cfg.n_layers, chosen)
 
@@ -85,7 +98,7 @@ def _is_residual(hook: str, n_blocks: int) -> bool:
     return bool(match) and int(match[1]) < n_blocks
 
 
-def _load_network(source: ModelSource):
+def _load_network(source: ModelSource, dtype: torch.dtype):
     from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
     from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 
@@ -93,7 +106,7 @@ def _load_network(source: ModelSource):
         config = transformers.AutoConfig.from_pretrained(str(source.path))
         architecture = determine_architecture_from_hf_config(config)
         model_class = get_hf_model_class_for_architecture(architecture)
-        return model_class.from_pretrained(str(source.path), config=config, dtype=torch.float32)
+        return model_class.from_pretrained(str(source.path), config=config, dtype=dtype)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise LensaeError(f"{source.name} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -118,12 +131,12 @@ def _blocks(network, source: ModelSource):
         return None
 
 
-def _bridge(source: ModelSource, network, text: Text, device: str):
+def _bridge(source: ModelSource, network, text: Text, device: str, dtype: torch.dtype):
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
         return TransformerBridge.boot_transformers(
-            str(source.path), hf_model=network, tokenizer=text.tokenizer, device=device, dtype=torch.float32
+            str(source.path), hf_model=network, tokenizer=text.tokenizer, device=device, dtype=dtype
         )
     except (ValueError, NotImplementedError, KeyError) as error:
         raise LensaeError(f"TransformerLens cannot hook {source.name}: {error}") from error

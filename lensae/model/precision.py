@@ -6,8 +6,6 @@ from contextlib import contextmanager
 
 import torch
 
-ATTENTION = "sdpa_lensae"
-
 
 @contextmanager
 def fast_matmul():
@@ -16,14 +14,15 @@ def fast_matmul():
     PyTorch's name for it, precision "medium", lets some machines compute in bfloat16 instead; a small product tells
     whether this one does, and then the default stays. The setting is restored on exit.
     """
-    with _precision(torch.get_float32_matmul_precision()):
+    with precision(torch.get_float32_matmul_precision()):
         if not torch.cuda.is_available():
             _use_medium_if_exact()
         yield
 
 
 @contextmanager
-def _precision(value: str):
+def precision(value: str):
+    """PyTorch's float32 precision set to `value`, and restored on exit."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(value)
     try:
@@ -40,23 +39,3 @@ def _use_medium_if_exact() -> None:
     torch.set_float32_matmul_precision("medium")
     if float((a @ b - exact).norm() / exact.norm()) > 1e-5:
         torch.set_float32_matmul_precision(before)
-
-
-def use_plain_products_in_attention(network) -> None:
-    """Keep attention's many tiny products on the default library: one decoding step of 64 ragged sequences spends
-    ten times as long in attention when they go through oneDNN as well.
-
-    It does nothing for a model whose attention is not transformers' sdpa.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(*args, **kwargs):
-        with _precision("highest"):
-            return sdpa_attention_forward(*args, **kwargs)
-
-    if network.config._attn_implementation == "sdpa":
-        AttentionInterface.register(ATTENTION, attention)
-        AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-        network.set_attn_implementation(ATTENTION)

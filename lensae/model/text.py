@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lensae.errors import UserError
+
+PIECE_CHARACTERS = 1_000_000
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 class Text:
@@ -34,8 +38,24 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text with BOS in front; what looks like a special token in the text stays plain text."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-        return ([] if self.bos_id is None else [self.bos_id]) + list(ids)
+        return ([] if self.bos_id is None else [self.bos_id]) + list(self._plain(text))
+
+    def stream(self, text: str) -> Iterator[int]:
+        """The same ids one by one: a text of hundreds of megabytes is tokenised as far as it is asked for.
+
+        It is cut about every million characters before the space between two words, over which no token reaches.
+        """
+        start = 0
+        if self.bos_id is not None:
+            yield self.bos_id
+        while start < len(text):
+            between = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)
+            stop = between.start() if between else len(text)
+            yield from self._plain(text[start:stop])
+            start = stop
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of `text` as a user's message in the model's chat template, up to where the answer begins."""

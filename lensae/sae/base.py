@@ -12,19 +12,32 @@ import torch
 
 from lensae.sae import functional
 
-# How each architecture of the SAELens 6 layout turns pre-activations into features.
-ACTIVATIONS: Mapping[str, Callable] = {
-    "standard": lambda pre, cfg, tensors: pre.relu(),
-    "topk": lambda pre, cfg, tensors: functional.topk(pre, int(cfg["k"])),
-    "jumprelu": lambda pre, cfg, tensors: functional.jumprelu(pre, tensors["threshold"]),
+
+def _linear(x, cfg: dict, tensors: dict) -> torch.Tensor:
+    return x @ tensors["W_enc"] + tensors["b_enc"]
+
+
+def _gated(x, cfg: dict, tensors: dict) -> torch.Tensor:
+    opens = x @ tensors["W_enc"] + tensors["b_gate"] > 0
+    return (x @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]).relu() * opens
+
+
+# How each architecture of the SAELens 6 layout turns centred rows into features; transcoders are named by their own.
+ENCODERS: Mapping[str, Callable] = {
+    "standard": lambda x, cfg, tensors: _linear(x, cfg, tensors).relu(),
+    "topk": lambda x, cfg, tensors: functional.topk(_linear(x, cfg, tensors), int(cfg["k"])),
+    "jumprelu": lambda x, cfg, tensors: functional.jumprelu(_linear(x, cfg, tensors), tensors["threshold"]),
+    "gated": _gated,
 }
+ENCODERS = {**ENCODERS, "transcoder": ENCODERS["standard"], "jumprelu_transcoder": ENCODERS["jumprelu"]}
 
 
 @dataclass(frozen=True)
 class SAE:
     """Weights and the activation function that belongs to them: `cfg` is the dictionary of cfg.json.
 
-    `tensors` holds W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D) and, for jumprelu, threshold (F).
+    `tensors` holds W_enc (D, F), W_dec (F, D), b_dec (D) and the vectors (F) that its architecture has: b_enc; b_enc
+    and threshold (jumprelu); b_gate, b_mag and r_mag (gated). A transcoder's W_dec and b_dec have the width d_out.
     """
 
     cfg: dict
@@ -45,15 +58,16 @@ class SAE:
         """The decoder (F, D): row i is the direction that feature i writes."""
         return self.tensors["W_dec"]
 
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
-        """(x - b_dec) W_enc + b_enc: (..., D) -> (..., F)."""
-        t = self.tensors
-        shift = t["b_dec"] if self.cfg.get("apply_b_dec_to_input", True) else 0
-        return (x - shift) @ t["W_enc"] + t["b_enc"]
+    @property
+    def d_out(self) -> int:
+        """The width of what is decoded: D, but in a transcoder."""
+        return int(self.cfg.get("d_out", self.d_in))
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Features of raw activations: (..., D) -> (..., F), in the units of the activations."""
-        return ACTIVATIONS[self.cfg["architecture"]](self.pre_activations(x), self.cfg, self.tensors)
+        if self.cfg.get("apply_b_dec_to_input", True):
+            x = x - self.tensors["b_dec"]
+        return ENCODERS[self.cfg["architecture"]](x, self.cfg, self.tensors)
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The reconstruction f W_dec + b_dec: (..., F) -> (..., D)."""

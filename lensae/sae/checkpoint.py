@@ -8,7 +8,7 @@ import torch
 
 from lensae.durable import read_json, write_file, write_json
 from lensae.errors import DamagedError, UserError
-from lensae.sae.base import ACTIVATIONS, SAE
+from lensae.sae.base import ENCODERS, SAE
 
 WEIGHTS = "sae_weights.safetensors"
 LAYOUT_VERSION = "6.0.0"
@@ -51,19 +51,26 @@ def load(folder: Path) -> SAE:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    expected = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-    if cfg["architecture"] == "jumprelu":
-        expected["threshold"] = ("d_sae",)
-    for name, dims in expected.items():
-        shape = tuple(int(cfg[dim]) for dim in dims)
+    expected = _shapes(cfg)
+    for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise DamagedError(f"{folder / WEIGHTS}: {name} is missing or not of shape {shape}")
     return SAE(cfg, {name: tensors[name].to(torch.float32) for name in expected})
 
 
+def _shapes(cfg: dict) -> dict[str, tuple[int, ...]]:
+    """The tensors of an architecture, by the names that SAELens 6 gives them."""
+    d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
+    d_out = int(cfg.get("d_out", d_in))
+    vectors = {"gated": ("b_gate", "b_mag", "r_mag")}.get(cfg["architecture"], ("b_enc",))
+    if cfg["architecture"].startswith("jumprelu"):
+        vectors += ("threshold",)
+    return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)} | dict.fromkeys(vectors, (d_sae,))
+
+
 def _check(cfg: dict, folder: Path) -> None:
-    if cfg.get("architecture") not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
+    if cfg.get("architecture") not in ENCODERS:
+        known = ", ".join(ENCODERS)
         raise UserError(f"{folder}: architecture '{cfg.get('architecture')}' is not one of {known}")
     if cfg.get("normalize_activations", "none") != "none" or cfg.get("rescale_acts_by_decoder_norm"):
         raise UserError(f"{folder}: fold its normalisation into the weights first", "lensae reads folded SAEs")

@@ -1,7 +1,8 @@
 """The training loop, one for all families.
 
 Shapes: B rows, D d_model, F features. Rows reach the trainer multiplied by one factor that gives them a mean norm of
-sqrt(D); saving folds it away again.
+sqrt(D); saving folds it away again. A batch is an array (B, D), or for a transcoder a pair of arrays: what it reads and
+what it is to predict, each with a factor of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import torch
 
 from lensae.errors import LensaeError
 from lensae.recipe import TrainRecipe
+from lensae.sae.base import SAE
 from lensae.sae.evaluate import Accumulator, Reconstruction
 from lensae.sae.functional import norm_scale
+from lensae.sae.kernels import keep_large_buffers
 
+Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 SMALL_BUDGET_TOKENS = 1_500_000
 SAMPLE_ROWS = 16384
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
@@ -44,14 +48,19 @@ class Epoch:
 
 @dataclass
 class Fit:
-    """What a training came to: the trainer holds the best weights."""
+    """What a training came to: the trainer holds the best weights, for rows multiplied by `scales` (the last is the
+    targets')."""
 
     trainer: torch.nn.Module
-    scale: float
+    scales: tuple[float, ...]
     history: list[Epoch] = field(default_factory=list)
     heldout: Reconstruction | None = None
     stopped: str = "finished"
     seconds: float = 0.0
+
+    def sae(self, metadata: dict) -> SAE:
+        """The trained SAE, for raw activations."""
+        return self.trainer.sae(self.scales[0], metadata, self.scales[-1])
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ def learning_rate(step: int, plan: Plan, recipe: TrainRecipe) -> float:
 
 def fit(
     make_trainer: Callable[[int], torch.nn.Module],
-    train_rows: Callable[[int], Iterator[np.ndarray]],
-    heldout_rows: Callable[[], Iterable[np.ndarray]],
+    train_rows: Callable[[int], Iterator[Batch]],
+    heldout_rows: Callable[[], Iterable[Batch]],
     recipe: TrainRecipe,
     plan: Plan,
     on_step: Callable[[int, dict[str, float]], None] = lambda rows, losses: None,
@@ -104,16 +113,17 @@ def fit(
     """Train until the plan is done, the held-out rows stop improving, or the caller interrupts.
 
     `make_trainer(dead_window)` makes the model, `train_rows(epoch)` yields batches (B, D) of an epoch and
-    `heldout_rows()` those of the held-out documents. The best epoch's weights are kept. Raises LensaeError when the
-    loss is not finite before there is anything worth keeping.
+    `heldout_rows()` those of the held-out documents, on which a family that needs it is calibrated too. The best
+    epoch's weights are kept. Raises LensaeError when the loss is not finite before there is anything worth keeping.
     """
+    keep_large_buffers()
     torch.manual_seed(recipe.seed)
     started = time.perf_counter()
-    sample_BD = _sample(train_rows(0))
-    scale = norm_scale(sample_BD)
+    sample = _sample(train_rows(0))
+    scales = tuple(norm_scale(rows_BD) for rows_BD in sample)
     trainer = make_trainer(plan.dead_window)
-    trainer.initialise(sample_BD * scale)
-    run = Fit(trainer, scale)
+    trainer.initialise(*(rows_BD * scale for rows_BD, scale in zip(sample, scales, strict=True)))
+    run = Fit(trainer, scales)
     loop = _Loop(run, recipe, plan, heldout_rows, on_step, on_epoch)
     try:
         loop.run(train_rows)
@@ -127,20 +137,26 @@ def fit(
         run.stopped = str(error)
     trainer.load_state_dict(loop.best)
     trainer.eval()
-    run.heldout, _loss = measure(trainer, heldout_rows(), scale)
+    trainer.calibrate(lambda: (rows[0] * scales[0] for rows in map(_tensors, heldout_rows())))
+    run.heldout, _loss = measure(trainer, heldout_rows(), *scales)
     run.seconds = time.perf_counter() - started
     return run
 
 
-def _sample(batches: Iterator[np.ndarray]) -> torch.Tensor:
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    """Input rows, and target rows if there are any."""
+    return [torch.from_numpy(rows_BD) for rows_BD in (batch if isinstance(batch, tuple) else (batch,))]
+
+
+def _sample(batches: Iterator[Batch]) -> list[torch.Tensor]:
     parts, rows = [], 0
-    for batch in batches:
+    for batch in map(_tensors, batches):
         parts.append(batch)
-        rows += len(batch)
+        rows += len(batch[0])
         if rows >= SAMPLE_ROWS:
             break
-    sample = torch.from_numpy(np.concatenate(parts)[:SAMPLE_ROWS])
-    if not torch.isfinite(sample).all():
+    sample = [torch.cat(kind)[:SAMPLE_ROWS] for kind in zip(*parts, strict=True)]
+    if not all(torch.isfinite(rows_BD).all() for rows_BD in sample):
         raise LensaeError("the activations are not finite", "python main.py store verify")
     return sample
 
@@ -171,17 +187,19 @@ class _Loop:
         for batch in batches:
             if self.step >= self.plan.steps:
                 break
-            losses = self._train_step(torch.from_numpy(batch) * self.fit.scale)
-            seen += len(batch)
+            rows = [rows_BD * scale for rows_BD, scale in zip(_tensors(batch), self.fit.scales, strict=True)]
+            losses = self._train_step(rows)
+            seen += len(rows[0])
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value * len(batch)
-            self.on_step(len(batch), losses)
+                sums[name] = sums.get(name, 0.0) + value * len(rows[0])
+            self.on_step(len(rows[0]), losses)
         return {name: value / max(seen, 1) for name, value in sums.items()}
 
-    def _train_step(self, x_BD: torch.Tensor) -> dict[str, float]:
+    def _train_step(self, rows: list[torch.Tensor]) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.plan, self.recipe)
-        result = self.trainer(x_BD)
+        self.trainer.progress = self.step / self.plan.steps
+        result = self.trainer(*rows)
         loss = sum(result.losses.values())
         losses = {name: float(part.detach()) for name, part in result.losses.items()}
         if not math.isfinite(sum(losses.values())):
@@ -193,12 +211,12 @@ class _Loop:
         self.optimizer.step()
         self.trainer.after_step()
         self.step += 1
-        self.tokens += len(x_BD)
+        self.tokens += len(rows[0])
         return losses
 
     def _close_epoch(self, number: int, losses: dict[str, float]) -> None:
         self.trainer.eval()
-        found, heldout_loss = measure(self.trainer, self.heldout_rows(), self.fit.scale)
+        found, heldout_loss = measure(self.trainer, self.heldout_rows(), *self.fit.scales)
         better = heldout_loss < self.best_loss * (1 - 1e-4)
         if better:
             self.best = {name: value.detach().clone() for name, value in self.trainer.state_dict().items()}
@@ -224,17 +242,17 @@ class _Loop:
 
 
 @torch.no_grad()
-def measure(trainer: torch.nn.Module, batches: Iterable[np.ndarray], scale: float) -> tuple[Reconstruction, float]:
+def measure(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> tuple[Reconstruction, float]:
     """The trainer's figures on rows in the units of the store, and its mean loss there."""
     accumulator, loss, rows = None, 0.0, 0
-    for batch in batches:
-        x_BD = torch.from_numpy(batch)
-        step = trainer(x_BD * scale)
+    for batch in map(_tensors, batches):
+        step = trainer(*(rows_BD * scale for rows_BD, scale in zip(batch, scales, strict=True)))
+        target_BD = batch[-1]
         if accumulator is None:
-            accumulator = Accumulator(x_BD.shape[1], step.features_BF.shape[1])
-        accumulator.add(x_BD, step.x_hat_BD / scale, step.features_BF)
-        loss += float(sum(step.losses.values())) * len(batch)
-        rows += len(batch)
+            accumulator = Accumulator(target_BD.shape[1], step.features.shape[1])
+        accumulator.add(target_BD, step.x_hat_BD / scales[-1], step.features.count_F())
+        loss += float(sum(step.losses.values())) * len(target_BD)
+        rows += len(target_BD)
     if accumulator is None:
         raise LensaeError("there are no held-out rows to measure on", "collect more than one prompt")
     return accumulator.result(), loss / rows

@@ -1,17 +1,31 @@
 """What the training of every family shares.
 
-Shapes: B rows, D d_model, F features.
+Shapes: B rows, D d_model, F features; input and target rows have the same width but in a transcoder.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lensae.sae import checkpoint, functional
+from lensae.recipe import TrainRecipe
+from lensae.sae import checkpoint, functional, kernels
 from lensae.sae.base import SAE
+
+# Entries of the dead features' pre-activations that one auxiliary loss looks at: it takes as many rows as that allows.
+AUX_ENTRIES = 2**21
+BLOCK = 1024
+# Held-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
+CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
+# Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
+# width.
+TRANSCODERS = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}
+# Families that are not sparse by construction start with features that fire on this share of the rows, or with this L0.
+START_SHARE, START_L0, START_ROWS = 0.05, 256, 4096
 
 
 @dataclass(frozen=True)
@@ -19,20 +33,21 @@ class Step:
     """One forward pass of a training batch: `losses` are named parts whose sum is minimised."""
 
     x_hat_BD: torch.Tensor
-    features_BF: torch.Tensor
+    features: kernels.Features
     losses: dict[str, torch.Tensor]
 
 
-class DeadFeatures:
+class DeadFeatures(nn.Module):
     """Tokens since each feature last fired; a feature silent for `window` tokens counts as dead."""
 
     def __init__(self, d_sae: int, window: int):
-        self.silent_F = torch.zeros(d_sae, dtype=torch.long)
+        super().__init__()
+        self.register_buffer("silent_F", torch.zeros(d_sae, dtype=torch.long))
         self.window = window
 
-    def saw(self, features_BF: torch.Tensor) -> None:
-        """Take note of one batch."""
-        self.silent_F = torch.where((features_BF > 0).any(0).cpu(), 0, self.silent_F + len(features_BF))
+    def saw(self, count_F: torch.Tensor, rows: int) -> None:
+        """Take note of one batch: on how many of its rows each feature fired."""
+        self.silent_F = torch.where(count_F > 0, 0, self.silent_F + rows)
 
     @property
     def mask_F(self) -> torch.Tensor:
@@ -40,28 +55,202 @@ class DeadFeatures:
         return self.silent_F >= self.window
 
 
-class UnitDecoder(nn.Module):
-    """The part of a trainer that keeps the rows of the decoder at unit norm."""
+class Coder(nn.Module):
+    """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`.
 
-    W_dec: nn.Parameter
+    Rows reach it normalised. With `d_out` it is a transcoder (Dunefsky et al. 2024): it predicts `target_BD` rows of
+    that width, and what is subtracted from its input is the input's own centre, which stays fixed.
+    The encoder is kept by feature, W_enc_FD, because its gradient has a row for every feature that was active.
+    """
 
+    saved_as = "standard"
+    keeps_unit_rows = True
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        super().__init__()
+        self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
+        self.progress = 1.0  # share of the training that is done, set by the loop
+        self.W_dec = nn.Parameter(functional.unit_rows(torch.randn(d_sae, d_out or d_model)))
+        rows_FD = self.W_dec.data if d_out is None else functional.unit_rows(torch.randn(d_sae, d_model))
+        self.W_enc_FD = nn.Parameter(rows_FD.clone())
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
+        self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
+        self.dead = DeadFeatures(d_sae, dead_window)
+
+    @classmethod
+    def sparsity(cls, recipe: TrainRecipe) -> str:
+        """What decides how many features fire, for names and headings: "k32"."""
+        return f"k{recipe.k}"
+
+    @property
+    def shift_D(self) -> torch.Tensor:
+        """What is subtracted from the input rows."""
+        return self.b_dec if self.centre is None else self.centre
+
+    @torch.no_grad()
+    def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
+        """b_dec at the targets' geometric median, W_enc = W_dec^T (Gao et al. 2024, appendix A.1).
+
+        A transcoder's decoder starts as the mean target, off its median, of the rows each feature would fire on.
+        """
+        if self.centre is None:
+            self.b_dec.data = functional.geometric_median(x_BD)
+            return
+        self.centre = functional.geometric_median(x_BD)
+        self.b_dec.data = functional.geometric_median(target_BD)
+        sample, target = x_BD[:2048] - self.centre, target_BD[:2048] - self.b_dec
+        fires_BF = functional.topk(sample @ self.W_enc_FD.T, self.recipe.k)
+        mean_FD = fires_BF.T @ target
+        never = mean_FD.norm(dim=1, keepdim=True) == 0
+        self.W_dec.data = torch.where(never, self.W_dec, functional.unit_rows(mean_FD))
+
+    def starting_thresholds(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """What the pre-activation of each feature exceeds on a small share of the rows (F,), so that training starts
+        sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
+        sample_BD = x_BD[:START_ROWS] - self.shift_D
+        above = max(1, round(len(sample_BD) * min(START_SHARE, START_L0 / self.d_sae)))
+        parts = [
+            (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
+            for rows_FD in self.W_enc_FD.data.split(BLOCK)
+        ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def level(self, batches: Callable[[], Iterable[torch.Tensor]], b_F: torch.Tensor, active: float) -> float:
+        """What on average `active` pre-activations of a row exceed, with the biases b_F: over all rows of the batches
+        together, halfway between the last of these and the next."""
+        shift_D, W_FD, _ = self.encoder()
+        more = 2.0
+        while True:
+            floor, values, rows = None, [], 0
+            for x_BD in batches():
+                if floor is None:
+                    few_BF = torch.addmm(b_F, x_BD[:LEVEL_ROWS] - shift_D, W_FD.T)
+                    spare = few_BF.numel() - round(min(more * active + 1, self.d_sae) * len(few_BF))
+                    floor = float(few_BF.view(-1).kthvalue(spare).values) if spare > 0 else -math.inf
+                values.append(kernels.above(x_BD, shift_D, W_FD, b_F, floor).value)
+                rows += len(x_BD)
+                if rows >= CALIBRATION_ROWS:
+                    break
+            value_N, wanted = torch.cat(values), round(active * rows)
+            if len(value_N) > wanted or floor == -math.inf:
+                return float(value_N.topk(min(wanted + 1, len(value_N))).values[-2:].mean())
+            more *= 2
+
+    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Choose on held-out normalised rows what can only be chosen after training (nothing, in most families)."""
+
+    @torch.no_grad()
     def before_step(self) -> None:
         """Remove the part of the decoder's gradient that would only change its rows' norms."""
-        grad, rows = self.W_dec.grad, self.W_dec.data
-        grad -= (grad * rows).sum(-1, keepdim=True) * rows
+        if self.keeps_unit_rows:
+            for grad, rows in zip(self.W_dec.grad.split(BLOCK), self.W_dec.data.split(BLOCK), strict=True):
+                grad.addcmul_(rows, (grad * rows).sum(-1, keepdim=True), value=-1)
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Bring the rows back to unit norm."""
-        self.W_dec.data = functional.unit_rows(self.W_dec.data)
+        """Bring the decoder's rows back to unit norm."""
+        if self.keeps_unit_rows:
+            for rows in self.W_dec.data.split(BLOCK):
+                rows.div_(rows.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+
+    def encoder(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """shift, W (F, D) and b (F,) of the pre-activations."""
+        return self.shift_D, self.W_enc_FD, self.b_enc
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The saved tensors but for the encoder's and decoder's weights and b_dec: biases and thresholds."""
+        return {"b_enc": self.b_enc}
+
+    @torch.no_grad()
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more) -> SAE:
+        """The trained SAE for raw activations, when rows were multiplied by `scale` (targets by `target_scale`).
+
+        Features come out in the units of the raw activations (a transcoder's: of the raw targets), so that the
+        decoder's rows stay what they are.
+        """
+        target_scale = target_scale or scale
+        tensors = {name: p / target_scale if name != "r_mag" else p.clone() for name, p in self.parts().items()}
+        W_enc = self.W_enc_FD.T * (scale / target_scale)
+        W_dec = self.W_dec
+        if not self.keeps_unit_rows:
+            norm_F = self.W_dec.norm(dim=1).clamp(min=1e-12)
+            W_enc, W_dec, tensors["b_enc"] = W_enc * norm_F, W_dec / norm_F[:, None], tensors["b_enc"] * norm_F
+        if self.centre is not None:
+            shift_F = (self.centre / scale) @ W_enc
+            for name in {"b_enc", "b_gate"} & set(tensors):
+                tensors[name] = tensors[name] - shift_F
+            if "b_mag" in tensors:
+                tensors["b_mag"] = tensors["b_mag"] - shift_F * tensors["r_mag"].exp()
+            more = {"apply_b_dec_to_input": False, "d_out": self.d_out} | more
+        tensors |= {"W_enc": W_enc, "W_dec": W_dec, "b_dec": self.b_dec / target_scale}
+        saved_as = self.saved_as if self.centre is None else TRANSCODERS.get(self.saved_as, self.saved_as)
+        cfg = checkpoint.config(saved_as, self.d_model, self.d_sae, metadata, **more)
+        return SAE(cfg, {name: tensor.detach().clone() for name, tensor in tensors.items()})
 
 
-def fold(architecture: str, tensors: dict[str, torch.Tensor], scale: float, metadata: dict, **more) -> SAE:
-    """The SAE for raw activations, from one trained on rows multiplied by `scale`.
+def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
+    """Mean squared error over the batch's variance: 1 less the share of variance explained."""
+    variance = (x_BD - x_BD.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
+    return (x_BD - x_hat_BD).square().sum(-1).mean() / variance
 
-    With unit-norm decoder rows only the biases (and thresholds) change: all are divided by `scale`, and features
-    come out in the units of the raw activations.
+
+def aux_loss(coder: Coder, x_BD: torch.Tensor, error_BD: torch.Tensor) -> torch.Tensor:
+    """AuxK (Gao et al. 2024, appendix A.2): how badly the best D / 2 dead features explain the error of the live ones,
+    relative to that error.
+
+    It is estimated on the first rows when there are many dead features.
     """
-    shifted = ("b_enc", "b_dec", "threshold")
-    folded = {n: (t.detach() / scale if n in shifted else t.detach().clone()) for n, t in tensors.items()}
-    d_in, d_sae = folded["W_enc"].shape
-    return SAE(checkpoint.config(architecture, d_in, d_sae, metadata, **more), folded)
+    dead = coder.dead.mask_F.nonzero().view(-1)
+    if not len(dead):
+        return x_BD.new_zeros(())
+    rows = max(64, AUX_ENTRIES // len(dead))
+    shift_D, W_FD, b_F = coder.encoder()
+    pre = torch.addmm(b_F[dead], x_BD[:rows] - shift_D, W_FD[dead].T)
+    k = min(coder.d_model // 2 or 1, len(dead))
+    if k < len(dead):
+        pre = pre * (pre >= pre.detach().topk(k, dim=1).values.amin(1, keepdim=True))
+    error = error_BD[:rows].detach()
+    left = (error - pre.relu() @ coder.W_dec[dead]).square().sum(-1).mean()
+    return torch.nan_to_num(left / error.square().sum(-1).mean())
+
+
+class L1Coder(Coder):
+    """A family whose number of active features follows from the weight of an L1 penalty.
+
+    The weight rises from zero over the first part of a training. With `recipe.target_l0` it then goes up while more
+    features are active than that, and down while fewer are.
+    """
+
+    warmup, gain, limit = 0.05, 0.1, 0.15
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.register_buffer("log_l1", torch.tensor(math.log(recipe.l1)))
+        self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
+
+    @classmethod
+    def sparsity(cls, recipe: TrainRecipe) -> str:
+        """What decides how many features fire, for names and headings: "l1-0.1" or "l0-32"."""
+        return f"l0-{recipe.target_l0:g}" if recipe.target_l0 else f"l1-{recipe.l1:g}"
+
+    def penalty(self, total: torch.Tensor, features: kernels.Features) -> dict[str, torch.Tensor]:
+        """The sparsity part of the loss, from the mean over rows of the features' sum; it takes note of the batch.
+
+        Away from training with a target it is (L0 / target - 1)^2, which the changing weight does not move, so that
+        epochs compare.
+        """
+        count_F = features.count_F()
+        l0 = float(count_F.sum()) / features.shape[0]
+        self.density = l0 / self.d_sae
+        target = self.recipe.target_l0
+        if target and not self.training:
+            return {"l0": total.new_tensor((l0 / target - 1) ** 2)}
+        weight = math.exp(float(self.log_l1))
+        if self.training:
+            self.dead.saw(count_F, features.shape[0])
+            weight *= min(1.0, self.progress / self.warmup)
+            if target and self.progress >= self.warmup:
+                self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))
+        return {"l1": weight * total / self.d_model**0.5}

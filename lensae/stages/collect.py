@@ -3,119 +3,120 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from lensae import model as models
+from lensae.ahead import ahead
+from lensae.allocation import keep_freed_memory, peak_memory
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import LensaeError, UserError
+from lensae.errors import LensaeError
 from lensae.paths import free_bytes, read_set, set_path, store_root
-from lensae.records import PROMPT, ReadOptions
-from lensae.stages.capture import capture
+from lensae.records import PROMPT
+from lensae.stages.capture import Capture
 from lensae.stages.jobs import batches, expected_tokens, jobs
+from lensae.stages.passes import CollectOptions, CollectReport
 from lensae.stages.progress import Progress, Silent
-from lensae.store.schema import DTYPES
+from lensae.stages.ranks import Ranks, joined
+from lensae.stages.steered import Steering, find_steering
 from lensae.store.shard import Shard
 from lensae.store.view import write_view
 from lensae.store.writer import SetWriter, header
 
 ROW_MAP_BYTES = 32  # token, document, position, place in the text, origin, and a share of the text itself
-UNSPECIFIC = ("model", "hooks", "dtype", "name", "corpus")  # not part of what makes two passes the same
+UNSPECIFIC = ("model", "hooks", "dtype", "name", "corpus", "steer", "sae")  # not part of what makes passes the same
+
+__all__ = ["CollectOptions", "CollectReport", "collect"]
+
+CPU_BATCH, GPU_BATCH = 64, 512
+READY_BATCHES = 2  # tokenised while the model computes
 
 
-@dataclass(frozen=True)
-class CollectOptions:
-    """What to collect; `hooks` empty means the middle block's residual stream."""
-
-    model: str | None = None
-    hooks: tuple[str, ...] = ()
-    corpus: str = "themes"
-    generate: bool = True
-    chat: bool = False
-    text_column: str = "text"
-    label_column: str = "label"
-    lines: bool | None = None
-    context: int = 512
-    max_tokens: int | None = None
-    max_new_tokens: int = 96
-    samples_per_prompt: int = 1
-    batch_size: int = 64
-    temperature: float = 0.9
-    top_k: int = 50
-    seed: int = 0
-    dtype: str = "float16"
-    shard_rows: int | None = None
-    skip_bad: bool = False
-    name: str | None = None
-
-    def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype cannot be '{self.dtype}'", "one of " + ", ".join(DTYPES))
-        for field in ("samples_per_prompt", "batch_size", "max_tokens", "shard_rows"):
-            if getattr(self, field) is not None and getattr(self, field) < 1:
-                raise UserError(f"--{field.replace('_', '-')} cannot be {getattr(self, field)}", "1 or more")
-        if self.generate and self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens cannot be {self.max_new_tokens}", "1 or more, or --no-generate")
-        if self.context < 2:
-            raise UserError(f"--context cannot be {self.context}", "2 or more")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed cannot be {self.seed}", "0 or more")
-
-
-@dataclass(frozen=True)
-class CollectReport:
-    """What one pass came to; `rows` counts one hook's. `seconds` is the time of the run that finished it, which
-    collected `rows_in_seconds` of them."""
-
-    model: str
-    hooks: tuple[str, ...]
-    paths: tuple[Path, ...]
-    documents: int
-    rows: int
-    prompt_rows: int
-    generated_rows: int
-    seconds: float
-    rows_in_seconds: int
-    dropped: int
-    bytes: int
-    already_complete: bool
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of one hook collected per second."""
-        return self.rows_in_seconds / self.seconds if self.seconds else 0.0
-
-
-def collect(options: CollectOptions, command: str, progress: Progress | None = None) -> CollectReport:
+def collect(options: CollectOptions, command: str, progress: Progress | None = None) -> CollectReport | None:
     """Run the pass, or go on with it where an interrupted one stopped, and return what is there afterwards.
 
-    Raises UserError for what the options get wrong and LensaeError when an activation does not fit the dtype.
+    Under torchrun the processes share the pass, each writing the documents of every `world`-th batch; the report is
+    the first one's. Raises UserError for what the options get wrong and LensaeError when an activation does not fit
+    the dtype.
     """
-    progress = progress or Silent()
-    corpus = load_corpus(options.corpus, ReadOptions(options.text_column, options.label_column, options.lines))
-    source = models.resolve(options.model)
-    progress.say(f"loading {source.name}")
-    model = models.load(source, options.hooks)
-    widths = model.widths(model.hooks)
-    expected = expected_tokens(model, corpus, options)
-    with ExitStack() as stack:
-        writers = _open_writers(stack, model, options, corpus, widths, command)
-        complete = all(writer.complete for writer in writers)
-        if not complete:
-            _check_room(options, widths, expected, writers, progress)
-            _run(model, options, corpus, expected, writers, progress)
-            for writer in writers:
-                if writer.rows_done:
-                    write_view(read_set(writer.folder))
-        return _report(model, writers, complete)
+    keep_freed_memory()
+    with joined() as ranks:
+        progress = (progress if ranks.first else None) or Silent()
+        corpus = load_corpus(options.corpus, options.reading)
+        source = models.resolve(options.model)
+        steering = find_steering(options.steer, options.sae, source)
+        options = _settled(options, source, steering, ranks)
+        progress.say(f"loading {source.name}")
+        model = load_model(source, options, steering, ranks.device)
+        widths = model.widths(model.hooks)
+        expected = expected_tokens(model, corpus, options)
+        with ExitStack() as stack:
+            writers = _open_writers(stack, model, options, corpus, steering, widths, command, ranks)
+            complete = all(writer.complete for writer in writers)
+            if not complete:
+                if ranks.first:
+                    _check_room(options, widths, expected, writers, progress)
+                _say_exactness(model, options, corpus, steering, writers, progress)
+                _run(model, options, corpus, steering, expected, writers, progress, ranks)
+            return _report(model, writers, complete) if ranks.first else None
 
 
-def _open_writers(stack: ExitStack, model, options, corpus: Corpus, widths, command: str) -> list[SetWriter]:
+def load_model(source, options: CollectOptions, steering: Steering | None, device: str | None = None):
+    """The model of a pass, able to be edited as `steering` asks."""
+    edited = [steering.hook] if steering else []
+    return models.load(source, options.hooks, device, options.compute_dtype, edited)
+
+
+def _settled(options: CollectOptions, source, steering: Steering | None, ranks: Ranks) -> CollectOptions:
+    """The options with what the machine and the steering decide filled in."""
+    size = options.batch_size or (GPU_BATCH if models.has_gpu() else CPU_BATCH)
+    options = replace(options, batch_size=size)
+    if steering is None:
+        return options
+    name = options.name or source.name + steering.suffix
+    return replace(options, name=name, hooks=options.hooks or (steering.hook,))
+
+
+def _open_writers(
+    stack: ExitStack, model, options, corpus: Corpus, steering, widths, command: str, ranks: Ranks
+) -> list[SetWriter]:
+    about = _about_model(model)
+    settings = {k: v for k, v in asdict(options).items() if k not in UNSPECIFIC}
+    held = asdict(steering) if steering else None
+    spec = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, **settings, "steering": held}
+    spec = json.loads(json.dumps(spec))  # tuples become lists, as they come back from the manifest
+    names = ("lensae", "torch", "transformers", "transformer-lens")
+    versions = {name: importlib.metadata.version(name) for name in names}
+
+    def opened(hook: str, width: int) -> SetWriter:
+        return SetWriter(
+            set_path(options.name or model.source.name, hook),
+            header(about, hook, width, options.dtype, versions),
+            spec,
+            command,
+            options.shard_rows,
+            _lasting_name(corpus, options),
+            options.compress,
+            ranks.rank,
+            ranks.world,
+        )
+
+    if not ranks.first:
+        ranks.wait()  # for the manifests
+    writers = [stack.enter_context(opened(hook, width)) for hook, width in widths.items()]
+    if ranks.first:
+        ranks.wait()
+    ranks.wait()  # nobody writes before all have seen where the pass stands
+    return writers
+
+
+def _about_model(model) -> dict:
     source = model.source
-    described = {
+    return {
         "name": source.name,
         "path": "" if source.revision or source.name == models.EMBEDDED else str(source.path.resolve()),
         "revision": source.revision,
@@ -125,42 +126,57 @@ def _open_writers(stack: ExitStack, model, options, corpus: Corpus, widths, comm
         "d_model": model.d_model,
         "n_layers": model.n_layers,
     }
-    settings = {k: v for k, v in asdict(options).items() if k not in UNSPECIFIC}
-    spec = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, **settings}
-    versions = {
-        name: importlib.metadata.version(name) for name in ("lensae", "torch", "transformers", "transformer-lens")
-    }
-    writers = []
-    for hook, width in widths.items():
-        about = header(described, hook, width, options.dtype, versions)
-        folder = set_path(options.name or source.name, hook)
-        writers.append(
-            stack.enter_context(
-                SetWriter(folder, about, spec, command, options.shard_rows, _lasting_name(corpus, options))
-            )
-        )
-    return writers
 
 
-def _run(model, options: CollectOptions, corpus: Corpus, expected: int, writers: list[SetWriter], progress) -> None:
+def _say_exactness(model, options: CollectOptions, corpus: Corpus, steering, writers, progress: Progress) -> None:
+    """Measure what a shorter compute dtype costs, say it, and keep it with the pass."""
+    if options.compute_dtype == "float32":
+        return
+    from lensae.stages.exactness import relative_errors
+
+    plain = load_model(model.source, replace(options, compute_dtype="float32"), steering, model.device)
+    errors = relative_errors(model, plain, next(jobs(model, corpus, options)).ids, model.hooks)
+    for writer in writers:
+        writer.entry["relative_error"] = errors[writer.manifest["hook"]]
+    worst = max(errors, key=errors.get)
+    progress.say(f"{options.compute_dtype}: relative error {errors[worst]:.1e} against float32 ({worst})")
+
+
+def _run(model, options, corpus: Corpus, steering, expected: int, writers: list[SetWriter], progress, ranks) -> None:
     # Sets of one pass may be interrupted at different shards: each writer skips what it has.
     done = [writer.documents_done for writer in writers]
+    capture = Capture(model, options, model.hooks, steering.edits(model.device) if steering else ())
     progress.start(f"collecting {_names(model.hooks)}", expected, "tokens")
-    started, number, tokens = time.perf_counter(), 0, 0
-    for batch in batches(jobs(model, corpus, options), options):
-        if number + len(batch) > min(done):
-            for place, document in enumerate(capture(model, options, batch, model.hooks), number):
-                for writer, skip in zip(writers, done, strict=True):
-                    if place >= skip and not writer.complete:
-                        writer.append(document)
-        number += len(batch)
-        tokens += sum(job.tokens for job in batch)
-        if not expected and corpus.count:
-            progress.expect(max(tokens, round(tokens / number * corpus.count)))
-        progress.advance(sum(job.tokens for job in batch))
+    started, number, documents, tokens = time.perf_counter(), 0, 0, 0
+    with closing(ahead(batches(jobs(model, corpus, options), options), READY_BATCHES)) as source:
+        for turn, batch in enumerate(source):
+            documents += len(batch)
+            tokens += sum(job.tokens for job in batch)
+            if turn % ranks.world == ranks.rank:
+                _keep(capture, batch, number, writers, done)
+                number += len(batch)
+            if not expected and corpus.count:
+                progress.expect(max(tokens, round(tokens / documents * corpus.count)))
+            progress.advance(sum(job.tokens for job in batch))
     for writer in writers:
+        writer.flush()
+    ranks.wait()
+    for writer in writers if ranks.first else ():
         if not writer.complete:
             writer.finish(started)
+        if writer.entry["rows"]:
+            write_view(read_set(writer.folder))
+    ranks.wait()
+
+
+def _keep(capture: Capture, batch: list, number: int, writers: list[SetWriter], done: list[int]) -> None:
+    """Collect a batch whose first document is this process's `number`-th, unless every writer has it."""
+    if number + len(batch) <= min(done):
+        return
+    for place, document in enumerate(capture(batch), number):
+        for writer, skip in zip(writers, done, strict=True):
+            if place >= skip and not writer.complete:
+                writer.append(document)
 
 
 def _lasting_name(corpus: Corpus, options: CollectOptions) -> str:
@@ -190,22 +206,22 @@ def _check_room(options: CollectOptions, widths: dict[str, int], expected: int, 
 
 def _report(model, writers: list[SetWriter], already_complete: bool) -> CollectReport:
     first = writers[0]
-    shards = [s for s in first.manifest["shards"] if s["pass"] == first.number]
     prompt_rows = 0
-    for listed in shards:
+    for listed in first.shards_of_pass():
         with Shard(first.folder / "shards" / listed["file"]) as shard:
             prompt_rows += int((shard.read("origin") == PROMPT).sum())
     return CollectReport(
         model.name,
         model.hooks,
         tuple(w.folder for w in writers),
-        first.documents_done,
-        first.rows_done,
+        first.entry["documents"],
+        first.entry["rows"],
         prompt_rows,
-        first.rows_done - prompt_rows,
+        first.entry["rows"] - prompt_rows,
         first.entry["seconds"],
         first.entry["rows_in_seconds"],
         first.entry["dropped"],
-        sum(s["bytes"] for w in writers for s in w.manifest["shards"] if s["pass"] == w.number),
+        sum(shard["bytes"] for w in writers for shard in w.shards_of_pass()),
+        peak_memory(),
         already_complete,
     )

@@ -113,7 +113,8 @@ class Bench:
 
     def run(self, name: str, scale: float, value: float, edit) -> Run:
         """Generate under `edit` (None: none) and measure."""
-        from lensae.model.generate import generate, read
+        from lensae.model.generate import generate
+        from lensae.model.read import read
 
         edits = [edit] if edit is not None else []
         written = generate(

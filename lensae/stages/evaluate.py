@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
-from lensae import model as models
 from lensae.durable import write_json
-from lensae.errors import LensaeError, UserError
-from lensae.paths import SetEntry, find_pair
+from lensae.errors import UserError
+from lensae.paths import SaeEntry, find_pair
+from lensae.sae.bootstrap import interval
+from lensae.stages import losses
+from lensae.stages import reconstruction as rows
+from lensae.stages.evaluation import SEED, Column, EvaluationReport, LossReport, summary
 from lensae.stages.index import check_match
+from lensae.stages.losses import Losses
+from lensae.stages.models import load_model_of
 from lensae.stages.progress import Progress, Silent
-from lensae.store.reader import Selection, SetReader
+from lensae.store.reader import SetReader, Split
 
 CE_TOKENS = 5000
-# Bins of the activation histogram: steps of a factor 2^(1/8) from 2^-8 to 2^16.
-EDGES = 2.0 ** np.linspace(-8, 16, 193)
-
-
-@dataclass(frozen=True)
-class LossReport:
-    """Losses in nats per token with the stream as it is, replaced by the SAE's reconstruction, and set to zero.
-
-    Special tokens are never replaced, and are not counted as targets.
-    """
-
-    tokens: int
-    ce_clean: float
-    ce_sae: float
-    ce_zero: float
-    ce_recovered: float
-    kl_sae: float
-    kl_zero: float
-    kl_recovered: float
-
-
-@dataclass(frozen=True)
-class EvaluationReport:
-    """Everything `evaluate` measured; `density` and `activation_counts` are for the histograms."""
-
-    set_name: str
-    sae_name: str
-    d_sae: int
-    documents: int
-    figures: dict
-    loss: LossReport
-    seconds: float
-    density: np.ndarray = field(repr=False)
-    activation_counts: np.ndarray = field(repr=False)
-    zeros: int = 0
-    folder: Path | None = None
 
 
 def evaluate(
     set_name: str | None = None, sae_name: str | None = None, progress: Progress | None = None
 ) -> EvaluationReport:
-    """Measure the SAE on the documents that were held out of its training, and write evaluation.json beside it.
+    """Measure the SAE and its baselines on the documents held out of its training; evaluation.json goes beside it.
 
     Documents collected since then count as held out when their prompt would have been. An SAE that was not trained
-    here is measured on the documents that a training with seed 0 would hold out.
+    here is measured on the documents that a training with seed 0 would hold out. In a folder that cannot be written
+    to nothing is left (`folder` is None).
     """
     progress = progress or Silent()
     started = time.perf_counter()
@@ -71,119 +41,109 @@ def evaluate(
 
     sae = load(sae_entry.path)
     check_match(entry, sae_entry, sae.cfg)
-    heldout = _heldout(reader, sae_entry.training)
-    if not heldout.documents:
+    _check_is_autoencoder(sae_entry, sae.cfg)
+    split, described = _split(reader, sae_entry)
+    if not split.heldout.documents:
         raise UserError(f"{entry.name} has no documents to hold out", "collect from at least two prompts")
-    figures, density, counts, zeros = _reconstruction(reader, sae, heldout, progress)
-    loss = _losses(reader, sae, heldout, progress)
+    model = load_model_of(entry, [entry.manifest["hook"]])
+    held = rows.hold_out(reader, split.heldout)
+    systems, scores, used, cosines = _reconstruct(reader, held, split, sae, model.device, progress)
+    chosen = held.selection.spread(round(held.selection.documents * CE_TOKENS / held.selection.rows))
+    replaced = {s.name: (lambda x, run=s.run: run(x)[0]) for s in systems if s.name != "raw"}
+    measured = losses.measure(model, reader, chosen, replaced, progress)
     report = EvaluationReport(
         entry.name,
         sae_entry.name,
         sae.d_sae,
-        heldout.documents,
-        figures,
-        loss,
+        split.heldout.documents,
+        held.groups,
+        described,
+        used,
+        tuple(_column(system, scored, measured) for system, scored in zip(systems, scores, strict=True)),
+        measured.splice_tokens,
+        measured.splice_difference,
         time.perf_counter() - started,
-        density,
-        counts,
-        zeros,
-        sae_entry.path,
+        scores[0].density_F,
+        scores[0].activation_counts,
+        scores[0].zeros,
+        cosines,
+        sae_entry.path if os.access(sae_entry.path, os.W_OK) else None,
     )
-    write_json(sae_entry.path / "evaluation.json", summary(report))
+    if report.folder:
+        write_json(report.folder / "evaluation.json", summary(report))
     return report
 
 
-def _heldout(reader: SetReader, training: dict) -> Selection:
+def _check_is_autoencoder(sae_entry: SaeEntry, cfg: dict) -> None:
+    """The SAELens layout names an output width for transcoders only."""
+    if "d_out" in cfg:
+        raise UserError(
+            f"'{sae_entry.name}' is a transcoder", "evaluate measures SAEs, which give back the stream that they read"
+        )
+
+
+def _split(reader: SetReader, sae_entry: SaeEntry) -> tuple[Split, str]:
+    """The two sides of the set for this SAE, and in words why these."""
+    training = sae_entry.training
     seed = training.get("recipe", {}).get("seed", 0)
     if "heldout_limit" in training:
-        return reader.split_at(training["heldout_limit"], seed).heldout
-    return reader.split(0.1, seed).heldout
+        return reader.split_at(training["heldout_limit"], seed), "held out of its training"
+    if "recipe" in training:
+        return reader.split(training["recipe"].get("heldout", 0.1), seed), "held out of its training"
+    words = "not trained here: a tenth of the prompts by seed 0, which it may have seen"
+    return reader.split(0.1, seed), words
 
 
-def summary(report: EvaluationReport) -> dict:
-    """The report as plain values, for JSON."""
-    return {
-        "set": report.set_name,
-        "sae": report.sae_name,
-        "heldout_documents": report.documents,
-        "reconstruction": report.figures,
-        "loss": asdict(report.loss),
-        "seconds": round(report.seconds, 3),
-    }
-
-
-def _reconstruction(reader: SetReader, sae, heldout: Selection, progress: Progress):
+def _reconstruct(reader: SetReader, held: rows.HeldOut, split: Split, sae, device: str, progress: Progress):
+    """The systems, the SAE first, with their scores; the training rows used; the decoders' nearest cosines."""
     import torch
 
     from lensae.model.precision import fast_matmul
-    from lensae.sae.evaluate import Accumulator
+    from lensae.sae.baselines import random_sae
+    from lensae.sae.evaluate import nearest_cosine
 
-    total = Accumulator(sae.d_in, sae.d_sae)
-    counts, zeros = np.zeros(len(EDGES) - 1, np.int64), 0
-    progress.start("reconstructing held-out rows", heldout.rows, "rows")
+    systems, cosines, used = [rows.of_sae("sae", "SAE", sae, device)], {}, 0
+    progress.start("reconstructing held-out rows", held.selection.rows, "rows")
+    scores = [rows.score(held, systems[0], device, progress)]
     with torch.inference_mode(), fast_matmul():
-        for batch in reader.batches(heldout, 2048):
-            x_BD = torch.from_numpy(batch)
-            features_BF = sae.encode(x_BD)
-            total.add(x_BD, sae.decode(features_BF), features_BF)
-            fired = features_BF[features_BF > 0].numpy()
-            counts += np.histogram(np.clip(fired, EDGES[0], EDGES[-1]), EDGES)[0]
-            zeros += features_BF.numel() - len(fired)
-            progress.advance(len(batch))
-    result = total.result()
-    figures = {name: value for name, value in vars(result).items() if name != "density"}
-    return figures, result.density.numpy(), counts, zeros
+        cosines["sae"] = nearest_cosine(sae.W_dec.to(device)).cpu().numpy()
+        if split.training.documents:
+            l0 = scores[0].figures["l0"]
+            covariance, sample_BD = rows.training_rows(reader, split.training, sae.d_sae, progress)
+            pca, drawn, used = covariance.pca(round(l0)), random_sae(sae, l0, sample_BD, SEED), covariance.n
+            systems.append(rows.System("pca", "PCA", len(pca.basis_KD), _plain(pca.to(device))))
+            systems.append(rows.of_sae("random", "random SAE", drawn, device))
+            cosines["random"] = nearest_cosine(drawn.W_dec.to(device)).cpu().numpy()
+    systems.append(rows.System("raw", "raw stream", reader.width, _plain(lambda x: x)))
+    progress.start("reconstructing them with the baselines", held.selection.rows * len(systems[1:]), "rows")
+    return systems, scores + [rows.score(held, s, device, progress) for s in systems[1:]], used, cosines
 
 
-def _losses(reader: SetReader, sae, heldout: Selection, progress: Progress) -> LossReport:
-    """Run some of the held-out documents, evenly chosen, three times through the model."""
-    import torch
-
-    from lensae.model.score import next_token_logprobs, scoring_batches
-    from lensae.steering import measure
-    from lensae.steering.edits import Replacement, reconstruct
-
-    hook = reader.entry.manifest["hook"]
-    model = load_model_of(reader.entry, [hook])
-    chosen = heldout.spread(round(heldout.documents * CE_TOKENS / heldout.rows))
-    sequences = [document.input_ids.tolist() for document in reader.documents(chosen)]
-    special = torch.tensor(sorted(model.text.special_ids))
-    edits = {"sae": Replacement(hook, reconstruct(sae.to(model.device))), "zero": Replacement(hook, torch.zeros_like)}
-    ce: dict[str, list[float]] = {"clean": [], "sae": [], "zero": []}
-    kl: dict[str, list[float]] = {"sae": [], "zero": []}
-    progress.start("running held-out documents through the model", sum(map(len, sequences)), "tokens")
-    for batch in scoring_batches(model, sequences):
-        ids = [sequences[i] for i in batch]
-        clean = next_token_logprobs(model, ids)
-        changed = {name: next_token_logprobs(model, ids, [edit]) for name, edit in edits.items()}
-        for b, sequence in enumerate(ids):
-            target = torch.tensor(sequence[1:], device=clean[b].device)
-            counted = ~torch.isin(target, special.to(target.device))
-            ce["clean"] += measure.cross_entropy(clean[b][:-1], target)[counted].tolist()
-            for name, logp in changed.items():
-                ce[name] += measure.cross_entropy(logp[b][:-1], target)[counted].tolist()
-                kl[name] += measure.kl(clean[b][:-1], logp[b][:-1])[counted].tolist()
-        progress.advance(sum(map(len, ids)))
-    mean = {name: float(np.mean(values)) for name, values in ce.items()}
-    divergence = {name: float(np.mean(values)) for name, values in kl.items()}
-    return LossReport(
-        len(ce["clean"]),
-        mean["clean"],
-        mean["sae"],
-        mean["zero"],
-        measure.recovered(mean["clean"], mean["sae"], mean["zero"]),
-        divergence["sae"],
-        divergence["zero"],
-        measure.recovered(0.0, divergence["sae"], divergence["zero"]),
-    )
+def _plain(function: Callable) -> Callable:
+    """A reconstruction without features."""
+    return lambda x: (function(x), None)
 
 
-def load_model_of(entry: SetEntry, hooks: list[str]):
-    """The model that a set was collected from; raises when its weights are not the same any more."""
-    described = entry.manifest["model"]
-    source = models.resolve(described["path"] or described["name"])
-    if source.weights_digest() != described["weights_sha256"]:
-        raise LensaeError(
-            f"the weights of {described['name']} have changed since {entry.name} was collected", "collect it again"
-        )
-    return models.load(source, hooks)
+def _column(system: rows.System, scored: rows.Scored, measured: Losses) -> Column:
+    from lensae.sae import evaluate as metrics
+
+    figures, sums_GS = dict(scored.figures), scored.sums_GS
+    name = "clean" if system.name == "raw" else system.name
+    loss_GS = measured.of(name)
+    if system.name in ("pca", "raw"):  # all their numbers are always in use
+        figures |= {"dead_share": None, "dense_share": None}
+    statistics = {
+        "explained_variance": (metrics.explained_variance, sums_GS),
+        "l0": (metrics.mean_active, sums_GS),
+        "ce_recovered": (losses.ce_recovered, loss_GS),
+        "kl_recovered": (losses.kl_recovered, loss_GS),
+    }
+    intervals = {key: interval(sums, function, SEED) for key, (function, sums) in statistics.items()}
+    return Column(system.name, system.title, figures, _loss_report(loss_GS.sum(0)), intervals)
+
+
+def _loss_report(sums_S: np.ndarray) -> LossReport:
+    tokens = int(sums_S[losses.TOKENS])
+    _one, clean, zero, kl_zero, ce, kl = (sums_S / max(tokens, 1)).tolist()
+    ce_recovered, kl_recovered = float(losses.ce_recovered(sums_S)), float(losses.kl_recovered(sums_S))
+    return LossReport(tokens, clean, ce, zero, ce_recovered, kl, kl_zero, kl_recovered)

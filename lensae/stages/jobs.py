@@ -9,6 +9,8 @@ from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 from lensae.errors import UserError
 
+READ_TOKENS = 32  # that are read at a time for each continuation that would be written: 2,048 by default
+
 
 @dataclass(frozen=True)
 class Job:
@@ -31,7 +33,7 @@ def jobs(model, corpus: Corpus, options) -> Iterator[Job]:
     Raises UserError for a prompt that leaves no room for what is to be generated.
     """
     total = 0
-    for job in _prompts(model, corpus, options) if options.generate else _windows(model, corpus, options):
+    for job in _prompts(model, corpus, options) if options.generate else _texts(model, corpus, options):
         total += job.tokens
         if options.max_tokens is not None and total > options.max_tokens:
             return
@@ -54,21 +56,23 @@ def _prompts(model, corpus: Corpus, options) -> Iterator[Job]:
             stream += 1
 
 
-def _windows(model, corpus: Corpus, options) -> Iterator[Job]:
-    encode = model.text.encode_chat if options.chat else model.text.encode
-    stream = 0
-    for prompt in corpus:
-        ids = encode(corpus.prompt_text(prompt))
-        for window in packing.windows(ids, model.text.bos_id, min(options.context, model.context)):
-            yield Job(prompt.label, window, 0, stream)
-            stream += 1
+def _texts(model, corpus: Corpus, options) -> Iterator[Job]:
+    context = min(options.context, model.context)
+    encode = model.text.encode_chat if options.chat else model.text.stream
+    texts = ((prompt.label, encode(corpus.prompt_text(prompt))) for prompt in corpus)
+    if options.join:
+        inputs = packing.joined(texts, model.text.bos_id, context)
+    else:
+        inputs = ((label, w) for label, ids in texts for w in packing.windows(ids, model.text.bos_id, context))
+    for stream, (label, ids) in enumerate(inputs):
+        yield Job(label, ids, 0, stream)
 
 
 def batches(source: Iterator[Job], options) -> Iterator[list[Job]]:
-    """Prompts `options.batch_size` at a time; plain text in batches of like length that come to as much work."""
+    """Prompts `options.batch_size` at a time; texts that are only read by their tokens."""
     if options.generate:
         return packing.batches(source, options.batch_size)
-    return packing.batches(source, max(1, options.batch_size * 64 // options.context), lambda job: len(job.ids))
+    return packing.full_batches(source, options.batch_size * READ_TOKENS, lambda job: len(job.ids))
 
 
 def expected_tokens(model, corpus: Corpus, options) -> int:

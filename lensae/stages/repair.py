@@ -6,17 +6,22 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from lensae.allocation import keep_freed_memory
+from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
 from lensae.durable import write_file, write_json
 from lensae.errors import LensaeError, UserError
 from lensae.paths import SetEntry
-from lensae.records import CapturedDocument, ReadOptions
-from lensae.stages.capture import capture
-from lensae.stages.collect import CollectOptions
-from lensae.stages.evaluate import load_model_of
+from lensae.records import CapturedDocument
+from lensae.stages.capture import Capture
+from lensae.stages.collect import load_model
 from lensae.stages.jobs import batches, jobs
+from lensae.stages.models import source_of
+from lensae.stages.passes import CollectOptions
 from lensae.stages.progress import Progress, Silent
+from lensae.stages.steered import as_recorded
 from lensae.store import shard as shards
 from lensae.store.lock import WriterLock
 from lensae.store.verify import verify
@@ -34,32 +39,65 @@ class Repaired:
 def repair(entry: SetEntry, progress: Progress | None = None) -> list[Repaired]:
     """Check the set, rename each damaged shard to `<name>.bad`, and collect its documents again.
 
-    The corpus and the model must be the ones that were collected from; raises when they are not.
+    The corpus, the model and the SAE that steered it must be the ones that were collected from; raises when they are
+    not.
     """
     progress = progress or Silent()
+    keep_freed_memory()
     lock = WriterLock(entry.path)
     try:
         damaged = [name for name, faults in verify(entry) if faults]
         listed = [shard for shard in entry.manifest["shards"] if shard["file"] in damaged]
         if not listed:
             return []
-        model = load_model_of(entry, [entry.manifest["hook"]])
+        source = source_of(entry)
         done: list[Repaired] = []
         for number in sorted({shard["pass"] for shard in listed}):
             of_pass = [shard for shard in listed if shard["pass"] == number]
-            done += list(_repair_pass(entry, model, number, of_pass, progress))
+            again = _as_it_was(entry, number, source)
+            progress.start(f"collecting {len(listed)} shards again", sum(s["documents"] for s in listed), "documents")
+            for rank in sorted({shard.get("rank", 0) for shard in of_pass}):
+                of_rank = [shard for shard in of_pass if shard.get("rank", 0) == rank]
+                done += list(_repair(entry, again, of_rank, rank, progress))
         write_json(entry.path / "manifest.json", entry.manifest)
         return done
     finally:
         lock.release()
 
 
-def _repair_pass(entry: SetEntry, model, number: int, listed: list[dict], progress) -> Iterator[Repaired]:
-    options, corpus = _as_it_was(entry, number)
-    progress.start(f"collecting {len(listed)} shards again", sum(s["documents"] for s in listed), "documents")
-    for shard, documents in zip(listed, _documents(entry, model, corpus, options, listed, progress), strict=True):
-        attrs = {"pass": number, "first_document": shard["first_document"]}
-        data, rows = shards.image(documents, entry.manifest["hook"], entry.manifest["dtype"], attrs)
+@dataclass(frozen=True)
+class Again:
+    """A pass that can be run again: `processes` shared it."""
+
+    options: CollectOptions
+    corpus: Corpus
+    model: object
+    edits: list
+    processes: int
+
+
+def _as_it_was(entry: SetEntry, number: int, source) -> Again:
+    """A pass with what it was made from; raises UserError when any of it is something else now."""
+    made = entry.manifest["passes"][number]
+    spec = dict(made["spec"])
+    digest, _name, held = (spec.pop(key, None) for key in ("corpus_sha256", "corpus", "steering"))
+    asked = {"hooks": (entry.manifest["hook"],), "corpus": made["corpus"], "dtype": entry.manifest["dtype"]}
+    options = CollectOptions(**spec, **asked)
+    corpus = load_corpus(options.corpus, options.reading)
+    if corpus.sha256 != digest:
+        raise UserError(f"{options.corpus} is not the text that pass {number} was collected from", "bring it back")
+    steering = as_recorded(held, source)
+    model = load_model(source, options, steering)
+    edits = steering.edits(model.device) if steering else []
+    return Again(options, corpus, model, edits, made.get("processes", 1))
+
+
+def _repair(entry: SetEntry, again: Again, listed: list[dict], rank: int, progress) -> Iterator[Repaired]:
+    for shard, documents in zip(listed, _documents(entry, again, listed, rank, progress), strict=True):
+        attrs = {"pass": shard["pass"], "first_document": shard["first_document"]}
+        attrs |= {"rank": rank} if again.processes > 1 else {}
+        hook, dtype = entry.manifest["hook"], entry.manifest["dtype"]
+        data, rows = shards.image(documents, hook, dtype, attrs, again.options.compress)
         path = entry.path / "shards" / shard["file"]
         if path.exists():
             os.replace(path, path.with_name(path.name + ".bad"))
@@ -70,31 +108,21 @@ def _repair_pass(entry: SetEntry, model, number: int, listed: list[dict], progre
         yield Repaired(shard["file"], shard["documents"], same)
 
 
-def _as_it_was(entry: SetEntry, number: int):
-    """The options and the corpus of a pass; raises UserError when the corpus is another one now."""
-    made = entry.manifest["passes"][number]
-    spec = dict(made["spec"])
-    digest, _name = spec.pop("corpus_sha256"), spec.pop("corpus")
-    options = CollectOptions(**spec, corpus=made["corpus"], dtype=entry.manifest["dtype"])
-    corpus = load_corpus(options.corpus, ReadOptions(options.text_column, options.label_column, options.lines))
-    if corpus.sha256 != digest:
-        raise UserError(f"{options.corpus} is not the text that pass {number} was collected from", "bring it back")
-    return options, corpus
-
-
-def _documents(entry: SetEntry, model, corpus, options, listed, progress) -> Iterator[list[CapturedDocument]]:
-    """The documents of each shard in `listed` (in order of their places in the pass)."""
+def _documents(entry: SetEntry, again: Again, listed, rank: int, progress) -> Iterator[list[CapturedDocument]]:
+    """The documents of each shard in `listed` (in order of their places in what one process did of the pass)."""
     wanted = iter(listed)
     shard = next(wanted, None)
     found: list[CapturedDocument] = []
+    capture = Capture(again.model, again.options, [entry.manifest["hook"]], again.edits)
+    all_batches = batches(jobs(again.model, again.corpus, again.options), again.options)
     place = 0
-    for batch in batches(jobs(model, corpus, options), options):
+    for batch in islice(all_batches, rank, None, again.processes):
         first, place = place, place + len(batch)
         if shard is None:
             return
         if place <= shard["first_document"]:
             continue
-        for at, document in enumerate(capture(model, options, batch, [entry.manifest["hook"]]), first):
+        for at, document in enumerate(capture(batch), first):
             if shard is not None and at >= shard["first_document"]:
                 found.append(document)
                 progress.advance(1)

@@ -13,9 +13,9 @@ import numpy as np
 from lensae.errors import UserError
 from lensae.index.query import Index
 from lensae.stages.conditions import DEFAULT_PROMPTS, Bench, Run, SteerOptions
-from lensae.stages.evaluate import load_model_of
 from lensae.stages.index import check_match
 from lensae.stages.lookup import feature_label, open_lookup
+from lensae.stages.models import load_model_of
 from lensae.stages.progress import Progress, Silent
 
 READABLE = 3.0

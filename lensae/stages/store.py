@@ -75,11 +75,11 @@ def export(name: str | None, to: str, progress: Progress | None = None) -> dict:
 
 def view(name: str | None = None) -> dict:
     """Make a set's `view.h5` anew; tells where it is and how Python opens it."""
-    from lensae.store.view import OPEN, write_view
+    from lensae.store.view import how_to_open, write_view
 
     entry = find_set(name)
     path = str(write_view(entry))
-    return {"set": entry.name, "path": path, "rows": entry.rows, "open": OPEN.format(path=path)}
+    return {"set": entry.name, "path": path, "rows": entry.rows, "open": how_to_open(entry)}
 
 
 def remove(name: str, agree: Callable[[dict], bool]) -> dict:

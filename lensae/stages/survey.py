@@ -18,7 +18,7 @@ from lensae.stages.progress import Progress, Silent
 
 HOOKS = "blocks.*.hook_resid_post"
 CONTEXT = 512
-BATCH = 8
+BATCH_TOKENS = 2048
 RISKY = 0.5  # of float16's range: what a larger corpus may hold should fit as well
 
 
@@ -117,12 +117,12 @@ def _windows(model, corpus: Corpus, most: int) -> Iterator[Window]:
 
 
 def _measure(model, sample: list[Window], progress: Progress) -> dict[str, Moments]:
-    from lensae.model.generate import read
+    from lensae.model.read import read
 
     special = list(model.text.special_ids)
     moments = {hook: Moments(width) for hook, width in model.widths(model.hooks).items()}
     progress.start(f"reading at {len(model.hooks)} hooks", sum(len(w.ids) for w in sample), "tokens")
-    for batch in packing.batches(sample, BATCH, lambda window: len(window.ids)):
+    for batch in packing.full_batches(sample, BATCH_TOKENS, lambda window: len(window.ids)):
         results = read(model, [w.ids for w in batch], model.hooks)
         keeps = [~np.isin(result.ids, special) for result in results]
         for hook in model.hooks:

@@ -12,6 +12,7 @@ from lensae.errors import UserError
 from lensae.paths import SaeEntry, SetEntry, find_set, safe_name
 from lensae.recipe import TrainRecipe
 from lensae.store.reader import SetReader, Split
+from lensae.store.stream import RowStream
 from lensae.store.writer import now
 
 
@@ -72,14 +73,14 @@ def train(
         with fast_matmul():
             result = fit(
                 lambda window: architecture.Trainer(reader.width, plan.d_sae, recipe, window),
-                lambda epoch: reader.shuffled(split.training, plan.batch, recipe.seed, epoch),
+                RowStream(reader, split.training, plan.batch, recipe.seed).epoch,
                 lambda: reader.batches(split.heldout, plan.batch),
                 recipe,
                 plan,
                 watcher.step,
                 on_epoch,
             )
-        checkpoint.save(folder, result.trainer.sae(result.scale, _metadata(entry, recipe)))
+        checkpoint.save(folder, result.sae(_metadata(entry, recipe)))
         facts = _training(entry, recipe, plan, result) | {"heldout_limit": split.limit}
         write_json(folder / "training.json", facts)
     return TrainReport(entry.name, SaeEntry(place.target, facts), recipe, plan, result)
@@ -87,7 +88,7 @@ def train(
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     """For example topk-2304-k32."""
-    sparsity = f"k{recipe.k}" if recipe.arch == "topk" else f"l1-{recipe.l1:g}"
+    sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
     return f"{recipe.arch}-{d_sae}-{sparsity}"
 
 
@@ -150,7 +151,7 @@ def _training(entry: SetEntry, recipe: TrainRecipe, plan, result) -> dict:
         "stopped": result.stopped,
         "recipe": asdict(recipe),
         "plan": asdict(plan),
-        "scale": result.scale,
+        "scale": result.scales[0],
         "heldout": figures,
         "epochs_run": len(result.history),
         "seconds": round(result.seconds, 3),

@@ -1,4 +1,4 @@
-"""Reading a set: by document, by chunk, and as a shuffled stream for training. Memory does not grow with the set.
+"""Reading a set in its own order: by document, by batch and by chunk. Memory does not grow with the set.
 
 Shapes: N rows of a batch, D width of the hook.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from lensae.paths import SetEntry
 from lensae.records import StoredDocument
 from lensae.store.schema import CHUNK_ROWS
 from lensae.store.shard import Shard
-
-WINDOW_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -148,55 +145,6 @@ class SetReader:
         with self.shard(number) as shard:
             for start in range(0, shard.rows, CHUNK_ROWS):
                 yield shard.read("activations", slice(start, start + CHUNK_ROWS)).astype(np.float32)
-
-    def shuffled(self, selection: Selection, batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-        """Every row of `selection` once, in batches (N <= batch, D) float32, in an order fixed by seed and epoch.
-
-        Chunks are drawn at random over all shards, 64 at a time, and the rows in that window are shuffled. Only the
-        last batch may be short.
-        """
-        random = np.random.default_rng([seed, epoch])
-        plan = self._plan(selection)
-        left = np.empty((0, self.width), np.float32)
-        order = random.permutation(len(plan))
-        for first in range(0, len(order), WINDOW_CHUNKS):
-            chosen = plan[np.sort(order[first : first + WINDOW_CHUNKS])]
-            window = np.concatenate([left, *self._window(selection, chosen)])
-            window = window[random.permutation(len(window))]
-            whole = len(window) - len(window) % batch
-            for start in range(0, whole, batch):
-                yield window[start : start + batch]
-            left = window[whole:]
-        if len(left):
-            yield left
-
-    def _plan(self, selection: Selection) -> np.ndarray:
-        """Every chunk of the shards that `selection` touches: rows of (shard, first row)."""
-        chunks = [
-            (number, start)
-            for number, index in enumerate(selection.indices)
-            if len(index)
-            for start in range(0, self.shards[number]["rows"], CHUNK_ROWS)
-        ]
-        return np.array(chunks, np.int64).reshape(-1, 2)
-
-    def _window(self, selection: Selection, chunks: np.ndarray) -> Iterator[np.ndarray]:
-        """The selected rows of each chunk; `chunks` is sorted, so a shard is opened once."""
-        with ExitStack() as stack:
-            open_number, shard, mask = -1, None, None
-            for number, start in chunks.tolist():
-                if number != open_number:
-                    open_number, shard = number, stack.enter_context(self.shard(number))
-                    mask = _row_mask(shard, selection.indices[number])
-                part = slice(start, start + CHUNK_ROWS)
-                yield shard.read("activations", part)[mask[part]].astype(np.float32)
-
-
-def _row_mask(shard: Shard, index: np.ndarray) -> np.ndarray:
-    """Which rows of the shard belong to the documents `index`."""
-    chosen = np.zeros(shard.n_documents, bool)
-    chosen[index] = True
-    return np.repeat(chosen, np.diff(shard.read("documents/start")))
 
 
 def _split(keys: list[np.ndarray], lengths: list[np.ndarray], limit: int) -> Split:

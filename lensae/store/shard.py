@@ -6,25 +6,45 @@ only leave a `.partial` file behind, never a half-written shard under its own na
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from lensae.errors import DamagedError
+from lensae.errors import DamagedError, LensaeError, unknown
 from lensae.records import CapturedDocument, StoredDocument, TokenSpan
-from lensae.store.schema import CHUNK_ROWS, NUL, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS, content_digest
+from lensae.store.memory import MemoryFile
+from lensae.store.schema import (
+    CHUNK_ROWS,
+    COMPRESSIONS,
+    NUL,
+    ROW_COLUMNS,
+    SCHEMA,
+    TEXT_COLUMNS,
+    chunk_rows,
+    content_digest,
+)
+
+PIECE = 32_768  # elements; torch goes parallel above
 
 
-def image(documents: Sequence[CapturedDocument], hook: str, dtype: str, attrs: dict) -> tuple[bytes, int]:
-    """The bytes of the HDF5 file for `documents` at `hook`, and its number of rows."""
+def image(
+    documents: Sequence[CapturedDocument], hook: str, dtype: str, attrs: dict, compress: str | None = None
+) -> tuple[memoryview, int]:
+    """The bytes of the HDF5 file for `documents` at `hook`, and its number of rows.
+
+    `compress` is one of lensae.store.schema.COMPRESSIONS and acts on the activations; None stores them as they are.
+    Equal documents give equal bytes. Threads may call this at once. Raises LensaeError without hdf5plugin for zstd.
+    """
+    layout = _compression(compress)
     arrays, texts = _columns(documents, hook, dtype)
     rows = arrays["activations"].shape[0]
-    file = h5py.File("shard", "w", driver="core", backing_store=False, libver=("v110", "v110"))
-    with file:
+    memory = MemoryFile(sum(array.nbytes for array in arrays.values()))
+    with h5py.File(memory, "w", libver=("v110", "v110")) as file:
         for name, array in arrays.items():
-            _create(file, name, array)
+            _create(file, name, array, layout if name == "activations" else {})
         for name, column in texts.items():
             file.create_dataset(name, data=column, dtype=h5py.string_dtype("utf-8"), track_times=False)
         file.attrs.update(
@@ -32,13 +52,12 @@ def image(documents: Sequence[CapturedDocument], hook: str, dtype: str, attrs: d
             | {"dropped": sum(document.dropped for document in documents)}
             | {"digest": content_digest(arrays, texts)}
         )
-        file.flush()
-        return file.id.get_file_image(), rows
+    return memory.content(), rows
 
 
 def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     lengths = [len(d.token_id) for d in documents]
-    arrays = {"activations": np.concatenate([d.activations[hook] for d in documents]).astype(dtype)}
+    arrays = {"activations": _joined([d.activations[hook] for d in documents], np.dtype(dtype))}
     for name, kind in ROW_COLUMNS.items():
         if name == "document":
             arrays[name] = np.repeat(np.arange(len(documents), dtype=kind), lengths)
@@ -51,10 +70,62 @@ def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], d
     return arrays, texts
 
 
-def _create(file: h5py.File, name: str, array: np.ndarray) -> None:
-    rows = min(len(array), CHUNK_ROWS if array.ndim == 2 else 16 * CHUNK_ROWS)
-    chunked = {"chunks": (rows, *array.shape[1:]), "fletcher32": True} if rows else {}
+def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """The parts (R, D) one below the other as `dtype`, each converted on its way to its place."""
+    joined = np.empty((sum(len(part) for part in parts), parts[0].shape[1]), dtype)
+    end = 0
+    for part in parts:
+        end += len(part)
+        convert(part, joined[end - len(part) : end])
+    return joined
+
+
+def convert(source: np.ndarray, target: np.ndarray) -> None:
+    """target[...] = source, (R, D) each, rounding to nearest even; float32 to float16 by torch where it is loaded.
+
+    torch converts many times faster than numpy. A model that runs has loaded it, so it is never loaded for this, and
+    PIECE keeps every call below the size at which it would take threads away from the model.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or (source.dtype, target.dtype) != (np.float32, np.float16) or not source.flags.writeable:
+        target[...] = source
+        return
+    step = max(1, PIECE // max(1, source.shape[1]))
+    there, here = torch.from_numpy(source), torch.from_numpy(target)
+    for start in range(0, len(source), step):
+        here[start : start + step].copy_(there[start : start + step])
+
+
+def _create(file: h5py.File, name: str, array: np.ndarray, compression: dict) -> None:
+    rows = min(len(array), chunk_rows(array.strides[0]) if array.ndim == 2 else 16 * CHUNK_ROWS)
+    chunked = {"chunks": (rows, *array.shape[1:]), "fletcher32": True, **compression} if rows else {}
     file.create_dataset(name, data=array, track_times=False, **chunked)
+
+
+def _compression(name: str | None) -> dict:
+    """What h5py's create_dataset takes for the compression `name`, which HDF5 then knows."""
+    if name is None:
+        return {}
+    if name not in COMPRESSIONS:
+        raise unknown("compression", name, COMPRESSIONS)
+    settings = COMPRESSIONS[name]
+    if isinstance(settings["compression"], int):
+        _know_filter(settings["compression"], f"compressing with {name}")
+    return settings
+
+
+def _know_filter(code: int, why: str) -> bool:
+    """Have HDF5 know its filter number `code`; whether it does.
+
+    Raises LensaeError beginning with `why` when only hdf5plugin could have it and is not installed.
+    """
+    if h5py.h5z.filter_avail(code):
+        return True
+    try:
+        import hdf5plugin  # noqa: F401  (importing it makes its filters known)
+    except ImportError:
+        raise LensaeError(f"{why} needs hdf5plugin, which is not installed", "pip install hdf5plugin") from None
+    return bool(h5py.h5z.filter_avail(code))
 
 
 class Shard:
@@ -66,10 +137,17 @@ class Shard:
             self.file = h5py.File(path, "r")
             self.attrs = dict(self.file.attrs)
             self.rows, self.n_documents = int(self.attrs["rows"]), int(self.attrs["documents"])
+            self._need_filters(self.file["activations"].id.get_create_plist())
         except (OSError, KeyError) as error:
             raise self._damaged(error) from error
         if int(self.attrs.get("schema", 0)) > SCHEMA:
             raise DamagedError(f"{path} was written by a newer lensae", "upgrade lensae to read it")
+
+    def _need_filters(self, layout: h5py.h5p.PropDCID) -> None:
+        """Raises LensaeError when the activations are compressed by what is not installed."""
+        for code, *_rest in (layout.get_filter(i) for i in range(layout.get_nfilters())):
+            if not _know_filter(code, f"reading {self.path}, which is compressed,"):
+                raise DamagedError(f"{self.path} is compressed by HDF5 filter {code}, which is unknown here")
 
     def _damaged(self, error: Exception) -> DamagedError:
         reason = "it is cut short or not HDF5" if "truncated" in str(error) or "signature" in str(error) else str(error)

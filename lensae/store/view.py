@@ -21,7 +21,7 @@ from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS
 
 VIEW = "view.h5"
 OPEN = """\
-import h5py; file = h5py.File({path!r}); rows = file["activations"][:1000]
+import {modules}; file = h5py.File({path!r}); rows = file["activations"][:1000]
 text = file["documents/text"].asstr()[file["document"][0]]; print(text[file["char_start"][0]:file["char_end"][0]])"""
 REAL = {"compression": "gzip", "shuffle": True, "fletcher32": True, "track_times": False}
 
@@ -50,6 +50,12 @@ def write_view(entry: SetEntry) -> Path:
         totals = {"rows": reader.rows, "documents": sum(part.documents for part in parts)}
         file.attrs.update({"schema": SCHEMA, "hook": entry.manifest["hook"], **totals})
     return path
+
+
+def how_to_open(entry: SetEntry) -> str:
+    """Two lines of Python that open the set's view; a compression that HDF5 lacks needs its plug-in imported."""
+    plugin = any(made["spec"].get("compress") == "zstd" for made in entry.manifest["passes"])
+    return OPEN.format(modules="h5py, hdf5plugin" if plugin else "h5py", path=str(entry.path / VIEW))
 
 
 def _part(reader: SetReader, number: int) -> _Part:

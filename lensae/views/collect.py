@@ -19,7 +19,9 @@ def show(console: Console, report, next_step: bool = True) -> None:
         if report.dropped:
             console.print(f"[yellow]{report.dropped:,} tokens left out[/]: their activations could not be stored")
         rate = f"{report.tokens_per_second:,.0f} tokens/s"
-        console.print(f"{rate} over {report.seconds:,.1f} s, {report.bytes / 2**20:,.1f} MiB on disk")
+        disk = f"{report.bytes / 2**20:,.1f} MiB on disk ({report.bytes_per_token:,.0f} bytes a token)"
+        memory = f"{report.peak_memory / 2**30:,.1f} GiB of memory at most"
+        console.print(f"{rate} over {report.seconds:,.1f} s, {disk}, {memory}", soft_wrap=True)
     for path in report.paths:
         console.print(f"[dim]in[/] {path}", soft_wrap=True)
     if next_step:
@@ -28,4 +30,5 @@ def show(console: Console, report, next_step: bool = True) -> None:
 
 def as_json(report) -> None:
     """The same as JSON."""
-    print_json({**vars(report), "tokens_per_second": report.tokens_per_second})
+    more = {"tokens_per_second": report.tokens_per_second, "bytes_per_token": report.bytes_per_token}
+    print_json({**vars(report), **more})

@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lensae.sae.bootstrap import LEVEL, RESAMPLES
+
+FIGURES = [
+    ("L0", "l0", "{:.1f}"),
+    ("explained variance", "explained_variance", "{:.4f}"),
+    ("  mean over dimensions", "explained_variance_per_dim", "{:.4f}"),
+    ("  mean over tokens", "explained_variance_per_token", "{:.4f}"),
+    ("cosine", "cosine", "{:.4f}"),
+    ("shrinkage", "shrinkage", "{:.4f}"),
+    ("relative bias", "relative_bias", "{:.4f}"),
+    ("dead features", "dead_share", "{:.2%}"),
+    ("dense features (> 10 %)", "dense_share", "{:.2%}"),
+]
+LOSSES = [
+    ("CE loss, spliced", "ce_sae"),
+    ("CE loss recovered", "ce_recovered"),
+    ("KL, spliced", "kl_sae"),
+    ("KL recovered", "kl_recovered"),
+]
+
 
 def show(console: Console, report, pictures) -> None:
-    """Every figure with its name, then where the pictures are."""
-    f, loss = report.figures, report.loss
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(justify="right", style="bold")
-    table.add_column(style="dim")
-    rows = [
-        ("L0", f"{f['l0']:.1f}", f"features on per token, of {report.d_sae:,}"),
-        ("explained variance", f"{f['explained_variance']:.4f}", "1 - E|x - x'|^2 / (E|x|^2 - |E x|^2)"),
-        ("  per dimension", f"{f['explained_variance_per_dim']:.4f}", "the same for each dimension, averaged"),
-        ("cosine", f"{f['cosine']:.4f}", "between x and its reconstruction"),
-        ("shrinkage", f"{f['shrinkage']:.4f}", "E[|x'| / |x|]"),
-        ("dead features", f"{f['dead_share']:.2%}", "never fire on the held-out tokens"),
-        ("dense features", f"{f['dense_share']:.2%}", "fire on more than 10 % of them"),
-        ("CE loss, clean", f"{loss.ce_clean:.4f}", "nats per token"),
-        ("CE loss, spliced", f"{loss.ce_sae:.4f}", "the stream replaced by its reconstruction"),
-        ("CE loss, zero", f"{loss.ce_zero:.4f}", "the stream replaced by zeros"),
-        ("CE loss recovered", f"{loss.ce_recovered:.4f}", "(zero - spliced) / (zero - clean)"),
-        ("KL, spliced", f"{loss.kl_sae:.4f}", f"zero: {loss.kl_zero:.4f}"),
-        ("KL recovered", f"{loss.kl_recovered:.4f}", "1 - spliced / zero"),
-    ]
-    for row in rows:
-        table.add_row(*row)
+    """The SAE beside its baselines, what the numbers are of, then where the pictures are."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", style="dim", no_wrap=True)
+    for column in report.columns:
+        table.add_column(column.title, justify="right", style="bold" if column.name == "sae" else "")
+    for label, name, form in FIGURES:
+        table.add_row(label, *(_cell(c.figures[name], form, c.intervals.get(name)) for c in report.columns))
+    medians = {name: float(np.median(cosine)) for name, cosine in report.nearest_cosine.items()}
+    table.add_row("nearest decoder row, cos", *(_cell(medians.get(c.name), "{:.4f}") for c in report.columns))
+    for label, name in LOSSES:
+        cells = (_cell(getattr(c.loss, name), "{:.4f}", c.intervals.get(name)) for c in report.columns)
+        table.add_row(label, *cells)
     console.print(table)
-    console.print(
-        f"[dim]on {f['rows']:,} tokens of {report.documents:,} held-out documents; losses on {loss.tokens:,} of them[/]"
-    )
+    _notes(console, report)
     for path in pictures:
         console.print(f"[dim]figure[/] {path}", soft_wrap=True)
+
+
+def _cell(value: float | None, form: str, interval: tuple[float, float] | None = None) -> str:
+    """A figure, and its interval on a line below."""
+    if value is None or not math.isfinite(value):
+        return "[dim]-[/]"
+    text = form.format(value)
+    if interval is None or interval[0] == interval[1] or not all(map(math.isfinite, interval)):
+        return text
+    short = form.replace("4f", "3f")
+    return f"{text}\n[not bold dim]{short.format(interval[0])} to {short.format(interval[1])}[/]"
+
+
+def _notes(console: Console, report) -> None:
+    loss, figures = report.loss, report.figures
+    lines = [
+        f"{report.d_sae:,} features on {figures['rows']:,} tokens of {report.documents:,} documents ({report.heldout})",
+        f"losses in nats on {loss.tokens:,} of them: CE {loss.ce_clean:.4f} clean, {loss.ce_zero:.4f} with the stream "
+        f"set to zero; KL {loss.kl_zero:.4f} with zero",
+        f"below a figure: {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of the {report.prompts:,} "
+        "held-out prompts",
+    ]
+    if report.baseline_rows:
+        lines.append(
+            f"PCA with as many components as the SAE's L0, the random SAE at its L0; both fitted to "
+            f"{report.baseline_rows:,} training rows"
+        )
+    if report.splice_difference:
+        lines.append(
+            f"[yellow]replacing the stream by itself changed log-probabilities by up to {report.splice_difference:.2g}"
+            f" on {report.splice_tokens:,} tokens: take smaller differences for noise[/]"
+        )
+    else:
+        lines.append(f"replacing the stream by itself changed nothing (checked on {report.splice_tokens:,} tokens)")
+    if report.folder is None:
+        lines.append("[yellow]nothing was written: the SAE's folder cannot be written to[/]")
+    for line in lines:
+        console.print(line, style="dim")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lensae.paths import experiments_root, safe_name
-from lensae.stages.evaluate import EDGES
+from lensae.stages.reconstruction import EDGES
 
 
 def _axes(title: str, x: str, y: str):
@@ -73,12 +73,31 @@ def activations(counts: np.ndarray, zeros: int, path: Path) -> Path:
     return _save(figure, path)
 
 
+def nearest_cosines(cosines: dict[str, np.ndarray], path: Path) -> Path:
+    """How alike decoder rows are: histogram of each row's largest cosine with another, beside random directions."""
+    figure, axes = _axes(
+        f"The decoder row most like each of {len(cosines['sae']):,}",
+        "largest cosine with any other row",
+        "features",
+    )
+    low = min(float(found.min()) for found in cosines.values())
+    bins = np.linspace(np.floor(20 * low) / 20, 1, 81)
+    axes.hist(cosines["sae"], bins=bins, color="#3a6ea5", label="SAE")
+    if "random" in cosines:
+        axes.hist(cosines["random"], bins=bins, histtype="step", color="#e07a3f", label="random directions")
+        axes.legend(frameon=False)
+    return _save(figure, path)
+
+
 def of_evaluation(report) -> list[Path]:
-    """The pictures of an evaluation, beside its SAE."""
+    """The pictures of an evaluation, beside its SAE; none for an SAE in a folder that cannot be written to."""
+    if report.folder is None:
+        return []
     folder = report.folder / "figures"
     return [
         density(report.density, folder / "density.png"),
         activations(report.activation_counts, report.zeros, folder / "activations.png"),
+        nearest_cosines(report.nearest_cosine, folder / "decoder_cosine.png"),
     ]
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lensae import registry
 from lensae.stages.train import Watcher
 from lensae.views.console import err, print_json
 
@@ -39,7 +40,7 @@ class LiveTraining(Watcher):
         """Say what will be trained, and why these numbers."""
         self.plan, self.tokens, self.losses = plan, 0, {}
         self.started = time.monotonic()
-        sparsity = f"k {recipe.k}" if recipe.arch == "topk" else f"l1 {recipe.l1:g}"
+        sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
         self.console.print(f"[dim]set[/] {entry.name}   [dim]SAE[/] {name}")
         self.console.print(
             f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "

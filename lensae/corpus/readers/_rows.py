@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from lensae.errors import UserError, nearest
 from lensae.records import Prompt, ReadOptions
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_columns(columns: Collection[str], options: ReadOptions, where: object) -> None:
@@ -25,7 +28,7 @@ def prompt_of(row: Mapping, options: ReadOptions, where: str, number: int) -> Pr
     if not isinstance(text, str):
         found = "nothing" if text is None else type(text).__name__
         raise UserError(f"{where}: '{options.text_column}' holds {found}, not text")
-    if any(0xD800 <= ord(c) < 0xE000 for c in text):
+    if SURROGATE.search(text):
         raise UserError(f"{where} holds half of a surrogate pair, which is not text")
     label, own = row.get(options.label_column), row.get("id")
     return Prompt(f"line-{number}" if own is None else str(own), text, "" if label is None else str(label))

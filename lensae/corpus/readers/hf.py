@@ -5,6 +5,7 @@ The split is `train` unless it is named.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,19 @@ def read(source: str, options: ReadOptions) -> Iterator[Prompt]:
         yield prompt_of(row, options, f"dataset {name}, row {number}", number)
 
 
+def identity(source: str) -> str:
+    """The dataset's content: sha256 over a directory's files, or the commit that the hub names."""
+    name = source.partition(":")[0]
+    if not Path(name).is_dir():
+        return _ask_hub(name)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(name).rglob("*") if p.is_file()):
+        with open(path, "rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(name)}\0{content}\0".encode())
+    return digest.hexdigest()
+
+
 def _open(name: str, config: str, split: str):
     import datasets
 
@@ -43,10 +57,16 @@ def _open(name: str, config: str, split: str):
         raise UserError(f"dataset '{name}' cannot be opened: {reason}", HINT) from None
 
 
-def _ask_hub(name: str) -> None:
-    """Ask the hub once whether the dataset exists: `datasets` itself would try again for half a minute."""
+def _ask_hub(name: str) -> str:
+    """The dataset's commit; asked once, because `datasets` itself would try a name again for half a minute."""
     from huggingface_hub import HfApi
 
-    failure = within(ANSWER_WITHIN_S, lambda: HfApi().dataset_info(name, timeout=ANSWER_WITHIN_S - 0.5))
+    answer: list[str] = []
+
+    def ask() -> None:
+        answer.append(str(HfApi().dataset_info(name, timeout=ANSWER_WITHIN_S - 0.5).sha))
+
+    failure = within(ANSWER_WITHIN_S, ask)
     if failure is not None:
         raise UserError(f"dataset '{name}' cannot be opened: {str(failure).splitlines()[0]}", HINT)
+    return answer[0]

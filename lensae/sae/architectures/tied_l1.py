@@ -8,44 +8,49 @@ Shapes: B rows, D d_model, F features.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
-from lensae.sae import functional
-from lensae.sae.base import SAE
-from lensae.sae.training import Step, UnitDecoder, fold
+from lensae.sae import functional, kernels
+from lensae.sae.training import L1Coder, Step, unexplained
 
 
-class Trainer(UnitDecoder):
+class Trainer(L1Coder):
     """Loss: mean squared error over the batch's variance, plus `recipe.l1` times the mean over the batch of the
     features' sum over sqrt(D) (the rows have a mean norm of sqrt(D), so the weight does not depend on the model)."""
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int):
-        super().__init__()
-        self.l1, self.d_model = recipe.l1, d_model
-        self.W_dec = nn.Parameter(functional.unit_rows(torch.randn(d_sae, d_model)))
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        if d_out not in (None, d_model):
+            raise UserError(
+                f"tied-l1 cannot predict rows of width {d_out} from rows of width {d_model}",
+                "its one matrix is encoder and decoder; choose another --arch",
+            )
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.W_enc_FD = self.W_dec
+        del self.b_dec
         self.register_buffer("b_dec", torch.zeros(d_model))
 
-    def initialise(self, x_BD: torch.Tensor) -> None:
-        """Centre at the geometric median; rows start as directions of the data, which no feature starts out dead to."""
-        self.b_dec = functional.geometric_median(x_BD)
-        index = torch.randperm(len(x_BD))[: len(self.W_dec)]
-        rows = functional.unit_rows(x_BD[index] - self.b_dec)
+    @torch.no_grad()
+    def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
+        """Centre at the geometric median; rows start as directions of the data, which no feature starts out dead to.
+
+        With a target L0 the biases start where each feature fires on a small share of the rows."""
+        target_BD = x_BD if target_BD is None else target_BD
+        self.b_dec = functional.geometric_median(target_BD)
+        if self.centre is not None:
+            self.centre = functional.geometric_median(x_BD)
+        index = torch.randperm(len(x_BD))[: self.d_sae]
+        rows = functional.unit_rows(x_BD[index] - self.shift_D)
         self.W_dec.data[: len(rows)] = functional.unit_rows(0.5 * rows + 0.5 * self.W_dec.data[: len(rows)])
+        if self.recipe.target_l0:
+            self.b_enc.data = -self.starting_thresholds(x_BD)
 
-    def forward(self, x_BD: torch.Tensor) -> Step:
-        """Reconstruct a batch."""
-        features_BF = ((x_BD - self.b_dec) @ self.W_dec.T + self.b_enc).relu()
-        x_hat_BD = features_BF @ self.W_dec + self.b_dec
-        variance = (x_BD - x_BD.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
-        losses = {
-            "mse": (x_BD - x_hat_BD).square().sum(-1).mean() / variance,
-            "l1": self.l1 * features_BF.sum(-1).mean() / self.d_model**0.5,
-        }
-        return Step(x_hat_BD, features_BF, losses)
-
-    def sae(self, scale: float, metadata: dict) -> SAE:
-        """The trained SAE, for raw activations."""
-        tensors = {"W_enc": self.W_dec.T, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        return fold("standard", tensors, scale, metadata)
+    def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
+        """Reconstruct a batch, or predict its targets."""
+        target_BD = x_BD if target_BD is None else target_BD
+        pre = kernels.above(x_BD, *self.encoder(), density=self.density)
+        features = pre.of(pre.value.relu())
+        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
+        total = features.value.sum() / len(x_BD)
+        losses = {"mse": unexplained(target_BD, x_hat_BD)} | self.penalty(total, features)
+        return Step(x_hat_BD, features, losses)

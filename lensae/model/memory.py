@@ -1,0 +1,18 @@
+"""The device's memory: whether an error means that there is none left, and giving back what is kept for later."""
+
+from __future__ import annotations
+
+import torch
+
+CPU_MESSAGE = "can't allocate memory"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether `error` says that an allocation failed, on the GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or CPU_MESSAGE in str(error)
+
+
+def release() -> None:
+    """Give cached blocks back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,71 @@
+"""BatchTopK: the B k largest pre-activations of a batch are features, however many fall to a row (Bussmann et al. 2024,
+"BatchTopK sparse autoencoders"), with the auxiliary loss of TopK.
+
+Alone, a row has no batch: it is saved as JumpReLU with one threshold, chosen on held-out rows so that k features fire
+on the average row there. Shapes: B rows, D d_model, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from lensae.errors import LensaeError, UserError
+from lensae.recipe import TrainRecipe
+from lensae.sae import kernels
+from lensae.sae.base import SAE
+from lensae.sae.training import Coder, Step, aux_loss, unexplained
+
+
+class Trainer(Coder):
+    """Loss: mean squared error over the batch's variance, plus `recipe.aux` times the error of the dead features'
+    reconstruction of what is left."""
+
+    saved_as = "jumprelu"
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        if recipe.k > d_sae:
+            raise UserError(f"k = {recipe.k} is more than the {d_sae} features there are", "lower --k or raise --width")
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.register_buffer("threshold", torch.tensor(0.0))  # 0 until it is calibrated
+        self.guess: float | None = None  # near the next batch's least feature: for speed alone
+
+    def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
+        """Reconstruct a batch, or predict its targets."""
+        target_BD = x_BD if target_BD is None else target_BD
+        features = self.features(x_BD)
+        x_hat_BD, mse = self.reconstruct(features, target_BD)
+        losses = {"mse": mse}
+        if self.training:
+            self.dead.saw(features.count_F(), len(x_BD))
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+        return Step(x_hat_BD, features, losses)
+
+    def reconstruct(self, features: kernels.Features, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reconstruction and its loss."""
+        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
+        return x_hat_BD, unexplained(target_BD, x_hat_BD)
+
+    def features(self, x_BD: torch.Tensor) -> kernels.Features:
+        """The batch's largest in training and before calibration, afterwards those above the threshold."""
+        if self.training or not self.threshold:
+            features, least = kernels.batch_topk(x_BD, *self.encoder(), self.recipe.k, self.guess)
+            self.guess = 0.9 * least
+            return features
+        return kernels.above(x_BD, *self.encoder(), float(self.threshold))
+
+    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Set the threshold so that k features fire on the average held-out row (fewer, if fewer are positive)."""
+        level = self.level(batches, self.b_enc, self.recipe.k)
+        self.threshold = torch.full_like(self.threshold, max(level, 1e-6))
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The encoder's biases and the one threshold."""
+        return super().parts() | {"threshold": self.threshold.expand(self.d_sae)}
+
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
+        """The trained SAE, for raw activations; raises LensaeError when it was not calibrated."""
+        if not self.threshold:
+            raise LensaeError(f"{self.recipe.arch} has no threshold yet", "calibrate it on held-out rows")
+        return super().sae(scale, metadata, target_scale)

@@ -1,0 +1,63 @@
+"""Gated: one half of the encoder decides which features fire, the other how strongly, so that the L1 penalty shrinks
+only the first (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders").
+
+Shapes: B rows, D d_model, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from lensae.recipe import TrainRecipe
+from lensae.sae import kernels
+from lensae.sae.training import L1Coder, Step, unexplained
+
+
+class Trainer(L1Coder):
+    """Loss: mean squared error over the batch's variance; the L1 weight times the mean over the batch of the gates'
+    positive parts' sum over sqrt(D); the error of the gates' own reconstruction through a decoder that does not learn
+    from it (equation 8).
+
+    The gate is x W + b_gate, the magnitude x (W exp(r_mag)) + b_mag.
+    """
+
+    saved_as = "gated"
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.r_mag = nn.Parameter(torch.zeros(d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+
+    @torch.no_grad()
+    def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
+        """As all families; then the gates are set so that each is open on a small share of the rows."""
+        super().initialise(x_BD, target_BD)
+        self.b_enc.data = -self.starting_thresholds(x_BD)
+
+    def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
+        """Reconstruct a batch, or predict its targets."""
+        target_BD = x_BD if target_BD is None else target_BD
+        gate = kernels.above(x_BD, *self.encoder(), density=self.density)
+        magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
+        features = gate.of(magnitude.relu() * (gate.value > 0))
+        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
+        losses = {"mse": unexplained(target_BD, x_hat_BD)}
+        opened = gate.of(gate.value.relu())
+        losses |= self.penalty(opened.value.sum() / len(x_BD), features)
+        if self.training:
+            alone_BD = kernels.decode(opened, self.W_dec.detach(), self.b_dec.detach())
+            losses["gate"] = unexplained(target_BD, alone_BD)
+        return Step(x_hat_BD, features, losses)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """With a target L0, move all gates by the same small amount, so that it is met on held-out rows."""
+        if self.recipe.target_l0:
+            self.b_enc -= self.level(batches, self.b_enc, self.recipe.target_l0)
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The biases of gate and magnitude, and the magnitude's logarithmic scale."""
+        return {"b_gate": self.b_enc, "b_mag": self.b_mag, "r_mag": self.r_mag}

@@ -1,0 +1,106 @@
+"""JumpReLU: a feature fires above a threshold of its own, which is learned through straight-through estimators
+(Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders"), here
+with a penalty on the distance of L0 from a target.
+
+Shapes: B rows, D d_model, F features; X is N active pairs, or B rows by F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from lensae.recipe import TrainRecipe
+from lensae.sae import kernels
+from lensae.sae.training import Coder, Step, aux_loss, unexplained
+
+
+class Jump(torch.autograd.Function):
+    """pre where it is above its threshold, else zero; d/d threshold is estimated as -(threshold / width) within half
+    a width around the threshold, zero elsewhere (equation 11)."""
+
+    @staticmethod
+    def forward(ctx, pre_X, threshold, width: float):
+        ctx.width = width
+        ctx.save_for_backward(pre_X, threshold)
+        return pre_X * (pre_X > threshold)
+
+    @staticmethod
+    def backward(ctx, grad_X):
+        pre_X, threshold = ctx.saved_tensors
+        near_X = (pre_X - threshold).abs() < ctx.width / 2
+        slope_X = grad_X * near_X * (threshold / -ctx.width)
+        return grad_X * (pre_X > threshold), slope_X.sum_to_size(threshold.shape), None
+
+
+class Fires(torch.autograd.Function):
+    """1 where pre is above its threshold, else zero; d/d threshold is estimated as -1 / width within half a width
+    around the threshold, zero elsewhere (equation 12)."""
+
+    @staticmethod
+    def forward(ctx, pre_X, threshold, width: float):
+        ctx.width = width
+        ctx.save_for_backward(pre_X, threshold)
+        return (pre_X > threshold).to(pre_X.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_X):
+        pre_X, threshold = ctx.saved_tensors
+        near_X = (pre_X - threshold).abs() < ctx.width / 2
+        return None, (grad_X * near_X / -ctx.width).sum_to_size(threshold.shape), None
+
+
+class Trainer(Coder):
+    """Loss: mean squared error over the batch's variance, `recipe.l0_weight` times (L0 / target - 1)^2, and the
+    auxiliary loss of TopK. The target is `recipe.target_l0`, or `recipe.k`. On rows that are not trained on the
+    number differs somewhat: the thresholds are moved together to meet it there."""
+
+    saved_as = "jumprelu"
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.target = recipe.target_l0 or recipe.k
+        self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+        self.density = 0.0
+
+    @classmethod
+    def sparsity(cls, recipe: TrainRecipe) -> str:
+        """What decides how many features fire, for names and headings: "l0-32"."""
+        return f"l0-{recipe.target_l0 or recipe.k:g}"
+
+    @torch.no_grad()
+    def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
+        """As all families; then the thresholds are set so that each feature fires on a small share of the rows."""
+        super().initialise(x_BD, target_BD)
+        self.log_threshold.data = self.starting_thresholds(x_BD).clamp(min=1e-2).log()
+
+    def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
+        """Reconstruct a batch, or predict its targets."""
+        target_BD = x_BD if target_BD is None else target_BD
+        threshold_F, width = self.log_threshold.exp(), self.recipe.bandwidth
+        floor_F = threshold_F.detach() - (width / 2 if self.training else 0)
+        pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density)
+        threshold = pre.each(threshold_F)
+        features = pre.of(Jump.apply(pre.value, threshold, width))
+        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
+        l0 = Fires.apply(pre.value, threshold, width).sum() / len(x_BD)
+        self.density = float(l0.detach()) / self.d_sae
+        weight = self.recipe.l0_weight if self.training else 1.0
+        losses = {"mse": unexplained(target_BD, x_hat_BD), "l0": weight * (l0 / self.target - 1).square()}
+        if self.training:
+            self.dead.saw(features.count_F(), len(x_BD))
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+        return Step(x_hat_BD, features, losses)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """Move all thresholds by the same small amount, so that the target is met on held-out rows."""
+        threshold_F = self.log_threshold.exp()
+        moved_F = threshold_F + self.level(batches, self.b_enc - threshold_F, self.target)
+        self.log_threshold.data = moved_F.clamp(min=1e-6).log()
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """The encoder's biases and the thresholds."""
+        return super().parts() | {"threshold": self.log_threshold.exp()}

@@ -1,0 +1,29 @@
+"""Matryoshka: BatchTopK whose first features must reconstruct on their own, in nested prefixes, so that later ones
+refine and do not absorb the general ones (Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse
+autoencoders").
+
+Shapes: B rows, D d_model, F features, P prefixes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lensae.sae import kernels
+from lensae.sae.architectures import batchtopk
+from lensae.sae.training import unexplained
+
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+
+
+class Trainer(batchtopk.Trainer):
+    """Loss: that of BatchTopK, its error the mean over the reconstructions from the first 1/16, 1/8, 1/4, 1/2 and all
+    of the features."""
+
+    def reconstruct(self, features: kernels.Active, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The reconstruction from all features, and the mean loss over the prefixes."""
+        ends = sorted({max(1, round(share * self.d_sae)) for share in SHARES})
+        parts_BD = kernels.decode(features.within([0, *ends]), self.W_dec)
+        x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.b_dec
+        losses = [unexplained(target_BD, x_hat_BD) for x_hat_BD in x_hats_PBD]
+        return x_hats_PBD[-1], sum(losses) / len(losses)

@@ -1,0 +1,35 @@
+"""ReLU with an L1 penalty weighted by the decoder rows' norms, which are free (Anthropic, Circuits Updates, April 2024,
+"Update on how we train SAEs").
+
+Saved with the norms folded into encoder and features, in the layout's "standard" architecture.
+Shapes: B rows, D d_model, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lensae.sae import kernels
+from lensae.sae.training import L1Coder, Step, unexplained
+
+
+class Trainer(L1Coder):
+    """Loss: mean squared error over the batch's variance, plus the L1 weight times the mean over the batch of
+    sum_i f_i ||W_dec_i|| over sqrt(D)."""
+
+    keeps_unit_rows = False
+
+    @torch.no_grad()
+    def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
+        """As all families; then the biases are set so that each feature fires on a small share of the rows."""
+        super().initialise(x_BD, target_BD)
+        self.b_enc.data = -self.starting_thresholds(x_BD)
+
+    def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
+        """Reconstruct a batch, or predict its targets."""
+        target_BD = x_BD if target_BD is None else target_BD
+        pre = kernels.above(x_BD, *self.encoder(), density=self.density)
+        features = pre.of(pre.value.relu())
+        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
+        total = (features.value * features.each(self.W_dec.norm(dim=1))).sum() / len(x_BD)
+        return Step(x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD)} | self.penalty(total, features))

@@ -1,0 +1,91 @@
+"""Products with sparse features, and their gradients.
+
+Shapes: B rows, D d_model, F features, N active pairs.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.nn.functional import embedding_bag
+
+from lensae.sae.kernels.active import Active, Dense, Features, Pattern
+
+# PyTorch says once that these tensors are in beta; what is used of them is old, and the tests hold its values.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))
+
+
+def _sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
+    """Sums of weighted rows: output i adds weight_N[j] * rows_XD[index_N[j]] over j of [indptr[i], indptr[i + 1])."""
+    if not len(index_N):
+        return rows_XD.new_zeros(len(indptr) - 1, rows_XD.shape[1])
+    return embedding_bag(
+        index_N, rows_XD, indptr, mode="sum", per_sample_weights=weight_N.contiguous(), include_last_offset=True
+    )
+
+
+def scatter_gradient(pattern: Pattern, value_N: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
+    """f^T r: the gradient of a matrix of features (F, D), from values of pairs and rows of a batch."""
+    columns = pattern.columns
+    return _sum_rows(rows_BD.contiguous(), columns.row_N, columns.indptr_F1, value_N[columns.order_N])
+
+
+def products_at(pattern: Pattern, rows_BD: torch.Tensor, W_FD: torch.Tensor) -> torch.Tensor:
+    """The products row . W of the active pairs (N,), and of no others."""
+    if not len(pattern.index_N):
+        return rows_BD.new_zeros(0)
+    zeros_N = rows_BD.new_zeros(len(pattern.index_N))
+    places = torch.sparse_csr_tensor(
+        pattern.indptr_B1, pattern.index_N, zeros_N, size=(pattern.rows, pattern.d_sae), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(places, rows_BD.contiguous(), W_FD.T, beta=0.0).values()
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value_N, W_FD, pattern: Pattern):
+        ctx.pattern = pattern
+        ctx.save_for_backward(value_N, W_FD)
+        return _sum_rows(W_FD, pattern.index_N, pattern.indptr_B1, value_N)
+
+    @staticmethod
+    def backward(ctx, grad_BD):
+        value_N, W_FD = ctx.saved_tensors
+        needs_value, needs_weight, _pattern = ctx.needs_input_grad
+        grad_N = products_at(ctx.pattern, grad_BD, W_FD) if needs_value else None
+        grad_FD = scatter_gradient(ctx.pattern, value_N, grad_BD) if needs_weight else None
+        return grad_N, grad_FD, None
+
+
+def decode(features: Features, W_FD: torch.Tensor, b_D: torch.Tensor | None = None) -> torch.Tensor:
+    """f W + b (B, D); for sparse features the gradients of values and weights touch active pairs only."""
+    if isinstance(features, Dense):
+        return features.value @ W_FD if b_D is None else torch.addmm(b_D, features.value, W_FD)
+    x_hat_BD = _Decode.apply(features.value, W_FD, features.pattern)
+    return x_hat_BD if b_D is None else x_hat_BD + b_D
+
+
+class _Encoded(torch.autograd.Function):
+    """Pre-activations that were found already, as the function of the parameters that they are."""
+
+    @staticmethod
+    def forward(ctx, x_BD, shift_D, W_FD, b_F, value_N, pattern: Pattern):
+        ctx.pattern = pattern
+        ctx.save_for_backward(x_BD, shift_D, W_FD)
+        return value_N.clone()
+
+    @staticmethod
+    def backward(ctx, grad_N):
+        x_BD, shift_D, W_FD = ctx.saved_tensors
+        pattern = ctx.pattern
+        grad_FD = scatter_gradient(pattern, grad_N, x_BD - shift_D)
+        grad_F = torch.bincount(pattern.index_N, grad_N, minlength=pattern.d_sae).to(grad_N.dtype)
+        return None, -(grad_F @ W_FD) if ctx.needs_input_grad[1] else None, grad_FD, grad_F, None, None
+
+
+def encoded(x_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active) -> Active:
+    """The pairs of `found` with gradients: value = (x - shift) . W + b. No gradient goes to the rows x."""
+    return found.of(_Encoded.apply(x_BD, shift_D, W_FD, b_F, found.value, found.pattern))

@@ -1,0 +1,62 @@
+"""The processes that torchrun started, as one piece of work sees them; a single process is rank 0 of 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+PATIENCE = timedelta(days=7)  # how long a fast process waits for a slow one
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` of them; `local` numbers it on its own machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one process that speaks, and writes what all share."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> str | None:
+        """The GPU of this process, or None: whatever there is."""
+        import torch
+
+        return f"cuda:{self.local}" if self.world > 1 and torch.cuda.is_available() else None
+
+    def wait(self) -> None:
+        """Go on when every process has come this far."""
+        if self.world > 1:
+            import torch.distributed as distributed
+
+            distributed.barrier()
+
+
+def current() -> Ranks:
+    """What torchrun says of this process."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0), strict=True))
+    return Ranks(rank, world, local)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes of this run, able to wait for one another (over gloo) until the end."""
+    ranks = current()
+    if ranks.world == 1:
+        yield ranks
+        return
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield ranks
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,291 @@
+"""Collecting: packed, in fewer bits, steered, short of memory, and by several processes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensae.paths import SetEntry, find_set, read_set
+from lensae.store.reader import SetReader
+from lensae.store.verify import verify
+
+ROOT = Path(__file__).resolve().parents[1]
+HOOK = "blocks.4.hook_resid_post"
+
+
+def rows_by_text(entry: SetEntry) -> dict[str, np.ndarray]:
+    """Text (with a number where it occurs again) -> its rows."""
+    reader, found = SetReader(entry), {}
+    chosen = reader.everything()
+    for document, rows in zip(reader.documents(chosen), reader.document_rows(chosen), strict=True):
+        copies = sum(1 for name in found if name.startswith(document.text + "\0"))
+        found[f"{document.text}\0{copies}"] = rows
+    return found
+
+
+def assert_same_rows(one: SetEntry, other: SetEntry, tolerance: float = 2e-3) -> None:
+    a, b = rows_by_text(one), rows_by_text(other)
+    assert a.keys() == b.keys()
+    for text, rows in a.items():
+        np.testing.assert_allclose(rows, b[text], rtol=tolerance, atol=tolerance)
+
+
+def texts(path: Path, count: int = 60) -> Path:
+    """Lines of different lengths, each with a label."""
+    lines = [
+        {
+            "text": f"Line {n}: " + "the tram was late again and nobody minded. " * (1 + n % 7),
+            "label": "ab"[n // 30 % 2],
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+# --- packing -------------------------------------------------------------------------------------------------------
+
+
+def test_joined_texts_fill_every_context(lensae, store, model_dir, tmp_path):
+    corpus = texts(tmp_path / "a.jsonl")
+    reading = ["collect", model_dir("llama"), "--corpus", corpus, "--no-generate", "--context", 64, "--json"]
+    apart = json.loads(lensae(*reading, "--name", "apart")[1])
+    status, out, err = lensae(*reading, "--join", "--name", "joined")
+    assert status == 0, err
+    joined = json.loads(out)
+    assert joined["rows"] == apart["rows"] and joined["documents"] < apart["documents"]
+    reader = SetReader(find_set("joined"))
+    found = list(reader.documents(reader.everything()))
+    assert sorted({len(d.input_ids) for d in found})[-1] == 64 and sum(len(d.input_ids) < 64 for d in found) <= 1
+    assert {d.label for d in found} == {"a", "b", ""}
+    both = next(d for d in found if "Line 1:" in d.text)
+    assert "Line 0:" in both.text, "documents share a context"
+    assert lensae("collect", model_dir("llama"), "--join")[0] == 2
+
+
+def test_a_set_may_hold_what_was_read_and_what_was_written(lensae, store, model_dir, tmp_path):
+    corpus = texts(tmp_path / "a.jsonl")
+    assert lensae("collect", model_dir("llama"), "--corpus", corpus, "--no-generate")[0] == 0
+    assert lensae("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 8)[0] == 0
+    info = json.loads(lensae("store", "info", "--json")[1])
+    assert len(info["passes"]) == 2
+    reader = SetReader(find_set())
+    prompts = {bool(d.prompt) for d in reader.documents(reader.everything())}
+    assert prompts == {True, False}
+    assert lensae("train", "--epochs", 1, "--width", 1)[0] == 0 and lensae("index")[0] == 0
+    assert lensae("features", "list", "--json")[0] == 0
+
+
+# --- fewer bits ----------------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_bfloat16_is_measured(lensae, store, model_dir, tmp_path):
+    corpus = texts(tmp_path / "a.jsonl")
+    reading = ["collect", model_dir("llama"), "--corpus", corpus, "--no-generate", "--dtype", "float32"]
+    assert lensae(*reading, "--name", "exact")[0] == 0
+    status, _out, err = lensae(*reading, "--compute-dtype", "bfloat16", "--name", "short")
+    assert status == 0 and "bfloat16: relative error" in err
+    (made,) = find_set("short").manifest["passes"]
+    a, b = rows_by_text(find_set("exact")), rows_by_text(find_set("short"))
+    difference = sum(float(np.square(a[text] - b[text]).sum()) for text in a)
+    error = (difference / sum(float(np.square(rows).sum()) for rows in a.values())) ** 0.5
+    assert 1e-4 < error < 0.1 and 0.3 < made["relative_error"] / error < 3
+    assert made["spec"]["compute_dtype"] == "bfloat16"
+    assert lensae(*reading, "--compute-dtype", "float8")[0] == 2
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [["--max-new-tokens", 6], ["--no-generate", "--context", 40]])
+def test_batches_are_halved_until_they_fit(mode, lensae, store, model_dir, monkeypatch):
+    import torch
+
+    from lensae.model.language_model import LanguageModel
+
+    arguments = ["collect", model_dir("llama"), "--corpus", "probes", "--dtype", "float32", *mode]
+    assert lensae(*arguments, "--name", "plain")[0] == 0
+    run, sizes = LanguageModel.run, []
+
+    def short_of_memory(self, input_ids, *args, **kwargs):
+        sizes.append(input_ids.numel())
+        if input_ids.numel() > 150 and input_ids.shape != (1, 1):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return run(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(LanguageModel, "run", short_of_memory)
+    status, _out, err = lensae(*arguments, "--name", "halved")
+    assert status == 0 and max(sizes) > 150, err
+    assert_same_rows(find_set("plain"), find_set("halved"))
+
+
+def test_one_document_that_does_not_fit(lensae, store, model_dir, monkeypatch):
+    from lensae.model import read
+
+    def never(*_args, **_inputs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(read, "ready", lambda model: None)
+    monkeypatch.setattr(read, "_pass", never)
+    status, _out, err = lensae("collect", model_dir("llama"), "--corpus", "probes", "--no-generate")
+    assert status == 1 and "no memory for one document" in err
+
+
+def test_memory_does_not_grow_with_the_pass(model_dir, tmp_path):
+    """Ten times the tokens; what would be kept of the rest is 90 MB."""
+    path = tmp_path / "long.txt"
+    path.write_text("".join(f"{n} trams were late again and nobody minded.\n" for n in range(40_000)))
+
+    def peak(name: str, tokens: int) -> int:
+        command = [sys.executable, "main.py", "collect", model_dir("llama"), "--corpus", path, "--no-generate"]
+        command += ["--lines", "--dtype", "float32", "--max-tokens", tokens, "--name", name, "--shard-rows", "8192"]
+        done = subprocess.run(
+            [*map(str, command), "--json"],
+            cwd=ROOT,
+            env={**os.environ, "LENSAE_STORE": str(tmp_path / "store")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return json.loads(done.stdout)["peak_memory"]
+
+    assert peak("long", 400_000) < peak("short", 40_000) + 45e6
+
+
+# --- steering ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_copy(trained, tmp_path, monkeypatch) -> Path:
+    """The trained store, to be changed."""
+    place = tmp_path / "own"
+    shutil.copytree(trained, place)
+    monkeypatch.setenv("LENSAE_STORE", str(place))
+    return place
+
+
+def loud_feature() -> int:
+    from lensae.stages.lookup import open_lookup
+
+    return int(np.argmax(open_lookup().index.table()["max"]))
+
+
+def test_the_edited_stream_is_stored(lensae, own_copy, model_dir):
+    import torch
+
+    from lensae import model as models
+    from lensae.model.read import read
+    from lensae.sae.checkpoint import load
+    from lensae.stages.lookup import open_lookup
+    from lensae.steering.edits import FeatureEdit
+
+    feature = loud_feature()
+    arguments = ["collect", model_dir("llama"), "--corpus", "probes", "--dtype", "float32", "--shard-rows", 60]
+    status, out, err = lensae(*arguments, "--max-new-tokens", 6, "--steer", f"{feature}:2", "--json")
+    assert status == 0, err
+    assert json.loads(out)["hooks"] == [HOOK] and f"steered-{feature}-clamp-2" in json.loads(out)["paths"][0]
+    entry = read_set(Path(json.loads(out)["paths"][0]))
+    lookup = open_lookup()
+    maximum = lookup.index.stats(feature).max
+    sae = load(lookup.sae.path)
+    model = models.load(models.resolve(str(model_dir("llama"))), [HOOK])
+    edit = FeatureEdit(HOOK, sae, feature, 2 * maximum)
+    reader = SetReader(entry)
+    chosen = reader.everything()
+    for document, rows in zip(reader.documents(chosen), reader.document_rows(chosen), strict=True):
+        again = read(model, [document.input_ids.tolist()], [HOOK], [edit])[0].activations[HOOK]
+        keep = ~np.isin(document.input_ids, sorted(model.text.special_ids))
+        np.testing.assert_allclose(rows, again[keep], rtol=2e-3, atol=2e-3)
+    plain = read(model, [document.input_ids.tolist()], [HOOK])[0].activations[HOOK]
+    assert not torch.allclose(torch.from_numpy(plain[keep]), torch.from_numpy(rows), atol=1e-2)
+    first = sorted((entry.path / "shards").iterdir())[0]
+    before = first.read_bytes()
+    first.unlink()
+    assert lensae("store", "repair", f"{entry.name}")[0] == 0
+    assert first.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("steer", "message"),
+    [
+        (["--steer", "loud"], "FEATURE[:SCALE"),
+        (["--steer", "1:2:3:4"], "FEATURE[:SCALE"),
+        (["--steer", "1:nan"], "FEATURE[:SCALE"),
+        (["--steer", "1:2:squash"], "squash"),
+        (["--steer", "99999"], "99999"),
+        (["--steer", "1", "--sae", "none"], "none"),
+        (["--sae", "topk-512-k8"], "--steer"),
+    ],
+)
+def test_steering_that_cannot_be(steer, message, lensae, own_copy, model_dir):
+    status, _out, err = lensae("collect", model_dir("llama"), "--corpus", "probes", *steer)
+    assert status == 2 and message in err, err
+
+
+def test_an_sae_of_another_model_steers_nothing(lensae, own_copy, model_dir):
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--corpus", "probes", "--steer", "1")
+    assert status == 2 and "was trained on" in err
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+SHARED = ["--corpus", "probes", "--samples-per-prompt", "4", "--max-new-tokens", "12", "--batch-size", "4"]
+
+
+def run_shared(place: Path, model: Path, *more: str, processes: int = 2) -> subprocess.Popen:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*torchrun, "main.py", "collect", str(model), *SHARED, "--shard-rows", "60", *more]
+    environment = {**os.environ, "LENSAE_STORE": str(place), "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def test_two_processes_hold_the_rows_of_one(model_dir, tmp_path, lensae, store, monkeypatch):
+    process = run_shared(tmp_path / "two", model_dir("llama"), "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    report = json.loads(out)  # one report, not two
+    assert lensae("collect", model_dir("llama"), *SHARED)[0] == 0
+    one, two = find_set(), read_set(next((tmp_path / "two").glob("*/*/manifest.json")).parent)
+    assert report["rows"] == one.rows == two.rows and report["documents"] == 28
+    assert {shard["rank"] for shard in two.manifest["shards"]} == {0, 1}
+    assert_same_rows(one, two)
+    assert not [fault for _file, faults in verify(two) for fault in faults]
+    assert (two.path / "view.h5").is_file()
+    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "two"))
+    before = {path.name: path.read_bytes() for path in two.path.glob("shards/*.h5")}
+    for name in ("00000-1.h5", "00001-0.h5"):
+        (two.path / "shards" / name).unlink()
+    status, out, err = lensae("store", "repair", "--json")
+    assert status == 0, err
+    assert {path.name: path.read_bytes() for path in two.path.glob("shards/*.h5")} == before
+    assert lensae("collect", model_dir("llama"), *SHARED, "--shard-rows", "60")[0] == 0, "complete, whoever asks"
+
+
+def test_processes_go_on_after_a_kill(model_dir, tmp_path, lensae, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_shared(whole, model_dir("llama")).wait(timeout=120) == 0
+    process = run_shared(cut, model_dir("llama"))
+    deadline = time.monotonic() + 60
+    while not list(cut.glob("*/*/shards/0*.h5")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    monkeypatch.setenv("LENSAE_STORE", str(cut))
+    manifest = json.loads(next(cut.glob("*/*/manifest.json")).read_text())
+    if not manifest["passes"][0]["completed_at"]:
+        status, _out, err = lensae("collect", model_dir("llama"), *SHARED, "--shard-rows", "60")
+        assert status == 2 and "by 2 processes" in err and "torchrun" in err
+    assert run_shared(cut, model_dir("llama")).wait(timeout=120) == 0
+    found, expected = ({p.name: p.read_bytes() for p in place.glob("*/*/shards/*.h5")} for place in (cut, whole))
+    assert found == expected and len(expected) > 4
