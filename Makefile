@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store clean
+.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store bench-train clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -45,7 +45,7 @@ evaluate: $(READY)  ## evaluate the SAE trained last
 index: $(READY)  ## build the feature index of the SAE trained last
 	@$(PY) main.py index $(ARGS)
 
-bench-peers: .peers/sae-lens/.ready  ## install the tools that the benchmarks compare with, each in a .peers/<name>
+bench-peers: .peers/sae-lens/.ready .peers/dictionary-learning/.ready .peers/eai-sparsify/.ready  ## install the tools that the benchmarks compare with, each in a .peers/<name>
 
 .peers/%/.ready: experiments/benchmarks/peers/%.txt | $(READY)
 	@echo "making .peers/$*"
@@ -56,6 +56,9 @@ bench-peers: .peers/sae-lens/.ready  ## install the tools that the benchmarks co
 
 bench-collect: $(READY)  ## measure collecting and generating beside transformers and SAELens
 	@$(PY) experiments/benchmarks/collect.py $(ARGS)
+
+bench-train: $(READY)  ## measure training beside SAELens, dictionary_learning and sparsify
+	@$(PY) experiments/benchmarks/train.py $(ARGS)
 
 bench-store: $(READY)  ## measure chunk sizes and compression on real activations
 	@$(PY) experiments/benchmarks/storage.py $(ARGS)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.durable import read_json
-from lensae.errors import DamagedError, UserError, nearest
+from lensae.errors import UserError, nearest
+from lensae.manifest import check_manifest
 
 
 def store_root() -> Path:
@@ -101,8 +102,7 @@ def list_sets() -> list[SetEntry]:
 def read_set(path: Path) -> SetEntry:
     """The set in folder `path`; raises DamagedError when its manifest cannot be used."""
     manifest = read_json(path / "manifest.json")
-    if not isinstance(manifest.get("passes"), list) or not isinstance(manifest.get("shards"), list):
-        raise DamagedError(f"{path / 'manifest.json'} lacks its passes or shards", "it was edited or cut short")
+    check_manifest(manifest, path / "manifest.json")
     return SetEntry(path, manifest)
 
 
@@ -161,7 +161,9 @@ def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
         found = [sae for sae in found if sae.name == name] or _no_such_sae(name, found)
     finished = [sae for sae in found if sae.completed_at]
     if not finished:
-        what = f"SAE '{name}' is unfinished" if name else f"no SAE has been trained on {entry.name}"
+        if found:
+            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {found[-1].training.get('command')}")
+        what = f"no SAE has been trained on {entry.name}"
         raise UserError(what, f"train one with: python main.py train --set {entry.name}")
     return finished[-1]
 

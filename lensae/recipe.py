@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,20 @@ class TrainRecipe:
     many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that (jumprelu);
     `bandwidth` of the estimate of a threshold's gradient, in rows of norm sqrt(d_model) (jumprelu); `aux` weight of the
     loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
+    `target` names a set of the same tokens whose rows are to be predicted (a transcoder). `seed` decides what is held
+    out, the order of the rows and the start; `init_seed` the start alone, when it is to differ. Rows are shuffled over
+    windows of `shuffle_rows`. A checkpoint is written every `checkpoint_minutes`.
     """
 
     arch: str = "topk"
-    width: float = 4
-    k: int = 32
+    width: float | None = None
+    k: int | None = None
     l1: float = 0.1
     target_l0: float | None = None
     l0_weight: float = 3.0
     bandwidth: float = 1.0
     lr: float | None = None
-    batch: int = 2048
+    batch: int | None = None
     epochs: int | None = None
     tokens: int | None = None
     warmup: float = 0.05
@@ -38,14 +42,15 @@ class TrainRecipe:
     heldout: float = 0.1
     aux: float = 1 / 32
     seed: int = 0
+    init_seed: int | None = None
+    target: str | None = None
+    shuffle_rows: int | None = None
+    checkpoint_minutes: float = 5.0
 
     def __post_init__(self):
-        positive = ("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience")
-        for name in positive + tuple(
-            n for n in ("lr", "epochs", "tokens", "target_l0") if getattr(self, n) is not None
-        ):
+        for name in POSITIVE:
             value = getattr(self, name)
-            if not 0 < value < float("inf"):
+            if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} cannot be {value}", "it must be more than 0")
         for name in ("warmup", "decay", "heldout", "aux"):
             if not 0 <= getattr(self, name) < 1:
@@ -54,20 +59,59 @@ class TrainRecipe:
             raise UserError("epochs and tokens are both given", "give one of them")
 
 
+POSITIVE = (
+    *("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience", "lr", "epochs", "tokens", "target_l0"),
+    *("shuffle_rows", "checkpoint_minutes"),
+)
+WORDS = ("arch", "target")
+WHOLE = ("k", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
+SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
+
+
 def load_train(path: Path | None, **given) -> TrainRecipe:
     """The `[train]` table of a recipe file, with what was `given` on the command line (not None) over it.
 
-    Raises UserError for a missing file, one that is not TOML, an unknown key or a value of the wrong kind.
+    Raises UserError for a missing file, one that is not TOML, an unknown key or a value of the wrong kind, and for
+    several values where one is wanted.
     """
-    given_by_file = table(path, "train") if path else {}
+    recipes = load_sweep(path, **given)
+    if len(recipes) > 1:
+        raise UserError(
+            f"{path} describes {len(recipes)} SAEs", f"train them with: python main.py train --recipe {path}"
+        )
+    return recipes[0]
+
+
+def load_sweep(path: Path | None, **given) -> list[TrainRecipe]:
+    """Every combination of the values that the `[train]` table and the command line give; raises as load_train does.
+
+    Several seeds are seeds of the start: all SAEs see the rows that the first seed orders, and what it holds out.
+    """
+    values = _checked(path, table(path, "train")) if path else {}
+    values |= {key: value for key, value in given.items() if value is not None and value != []}
+    lists = {key: list(dict.fromkeys(value)) for key, value in values.items() if isinstance(value, list)}
+    single = {key: value for key, value in values.items() if key not in lists}
+    found = []
+    for combination in itertools.product(*lists.values()):
+        one = dict(zip(lists, combination, strict=True))
+        seeds = lists.get("seed", [])
+        if len(seeds) > 1 and one["seed"] != seeds[0]:
+            one |= {"init_seed": one["seed"], "seed": seeds[0]}
+        found.append(TrainRecipe(**{**single, **one}))
+    return found
+
+
+def _checked(path: Path, given: dict) -> dict:
     fields = {field.name: field for field in dataclasses.fields(TrainRecipe)}
-    for key, value in given_by_file.items():
+    for key, value in given.items():
         if key not in fields:
             raise UserError(f"{path}: unknown key '{key}' in [train]", nearest(key, fields) or ", ".join(fields))
-        wanted = str if key == "arch" else (int, float)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise UserError(f"{path}: '{key}' cannot be {value!r}")
-    return TrainRecipe(**{**given_by_file, **{key: value for key, value in given.items() if value is not None}})
+        wanted = str if key in WORDS else int if key in WHOLE else (int, float)
+        several = key in SEVERAL and isinstance(value, list) and value
+        for one in value if several else [value]:
+            if not isinstance(one, wanted) or isinstance(one, bool):
+                raise UserError(f"{path}: '{key}' cannot be {value!r}")
+    return given
 
 
 def table(path: Path, name: str) -> dict:

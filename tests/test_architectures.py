@@ -12,8 +12,9 @@ from lensae import registry
 from lensae.errors import LensaeError, UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import checkpoint, functional
-from lensae.sae.fit import fit, make_plan
+from lensae.sae.fit import fit
 from lensae.sae.kernels import reference
+from lensae.sae.plan import make_plan
 
 ARCHITECTURES = registry.names("sae.architectures")
 TARGETED = ("relu", "tied-l1", "gated")  # families whose L0 follows from a penalty
@@ -344,7 +345,7 @@ def train(recipe: TrainRecipe, x, held, d_out: int | None = None):
     module = registry.load("sae.architectures", recipe.arch)
     random = np.random.default_rng(0)
 
-    def epoch(_number: int):
+    def epoch(_number: int, _first: int):
         for part in np.array_split(random.permutation(len(first)), len(first) // plan.batch):
             yield tuple(kind[part] for kind in x) if isinstance(x, tuple) else x[part]
 

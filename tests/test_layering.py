@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lensae"
-EVERYWHERE = {"records", "recipe", "paths", "registry", "errors", "durable", "deadline"}
+EVERYWHERE = {"records", "recipe", "paths", "registry", "errors", "durable", "deadline"} | {
+    "manifest",
+    "ahead",
+    "allocation",
+}
 DOMAINS = {"corpus", "model", "store", "sae", "index", "steering", "interpret"}
 HEAVY = {"torch", "transformers", "transformer_lens"}
 

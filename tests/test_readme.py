@@ -37,10 +37,12 @@ def test_the_daily_commands_are_there():
 
 
 def in_this_environment(line: str) -> list[str]:
-    """`python` and `make` of the README, run by the Python that runs the tests."""
+    """`python`, `torchrun` and `make` of the README, run by the Python that runs the tests."""
     words = shlex.split(line)
     if words[0] == "make":
         return ["make", f"PY={sys.executable}", "READY=", *words[1:]]
+    if words[0].endswith("torchrun"):
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
     assert words[:2] == ["python", "main.py"], line
     return [sys.executable, *words[1:]]
 

@@ -247,6 +247,33 @@ def test_a_spoiled_manifest(folder, text):
         find_set("toy")
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.pop("shards"), "lacks 'shards'"),
+        (lambda m: m.update(width="16"), "has width '16'"),
+        (lambda m: m.update(model="toy"), "has model 'toy'"),
+        (lambda m: m["model"].pop("weights_sha256"), "model lacks 'weights_sha256'"),
+        (lambda m: m.update(passes=["one"]), r"passes\[0\] is not an object"),
+        (lambda m: m["passes"][0].update(completed_at=7), r"passes\[0\] has completed_at '7'"),
+        (lambda m: m["shards"][1].pop("sha256"), r"shards\[1\] lacks 'sha256'"),
+        (lambda m: m["shards"][1].update(rows=-3), r"shards\[1\] has rows '-3'"),
+        (lambda m: m["shards"][1].update(file="../../other.h5"), r"shards\[1\] has the file '../../other.h5'"),
+        (lambda m: m["shards"].append(m["shards"][0]), "has the file '00000.h5'"),
+        (lambda m: m["shards"][0].update({"pass": 3}), "is of pass 3, which is not there"),
+        (lambda m: m.update(schema=99), "newer lensae"),
+    ],
+)
+def test_a_manifest_edited_by_hand(folder, edit, message):
+    write_set(folder, documents())
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedError, match=message):
+        read_set(folder)
+
+
 def test_a_newer_schema_is_refused(folder):
     write_set(folder, documents())
     with h5py.File(folder / "shards" / "00000.h5", "a") as file:

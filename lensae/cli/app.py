@@ -28,7 +28,11 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            kept = {"collect": "whole shards are kept; the same command goes on from there"}
+            kept = {
+                "collect": "whole shards are kept; the same command goes on from there",
+                "train": "checkpoint kept; the same command goes on from there",
+                "experiment": "what is done is kept; the same command goes on from there",
+            }
             raise Interrupted("stopped", kept.get(ctx.invoked_subcommand or "", "")) from None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lensae import registry
-from lensae.cli.options import JsonOption, SetOption, examples
+from lensae.cli.options import JsonOption, SetOption, command_line, examples
 
 EXAMPLES = examples(
     "train", "train --width 8 --k 64", "train --arch relu --target-l0 40", "train --recipe my-recipe.toml"
@@ -64,7 +64,7 @@ def command(
     from lensae.views.console import out
 
     with view.LiveTraining() as watcher:
-        report = train(settings, set_name, name, watcher)
+        report = train(settings, set_name, name, watcher, command_line())
     if as_json:
         view.as_json(report)
     else:

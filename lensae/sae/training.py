@@ -16,8 +16,6 @@ from lensae.recipe import TrainRecipe
 from lensae.sae import checkpoint, functional, kernels
 from lensae.sae.base import SAE
 
-# Entries of the dead features' pre-activations that one auxiliary loss looks at: it takes as many rows as that allows.
-AUX_ENTRIES = 2**21
 BLOCK = 1024
 # Held-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
@@ -65,6 +63,7 @@ class Coder(nn.Module):
 
     saved_as = "standard"
     keeps_unit_rows = True
+    hints: tuple[str, ...] = ()  # numbers beside the tensors that one batch leaves to the next
 
     def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
         super().__init__()
@@ -188,69 +187,3 @@ class Coder(nn.Module):
         saved_as = self.saved_as if self.centre is None else TRANSCODERS.get(self.saved_as, self.saved_as)
         cfg = checkpoint.config(saved_as, self.d_model, self.d_sae, metadata, **more)
         return SAE(cfg, {name: tensor.detach().clone() for name, tensor in tensors.items()})
-
-
-def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over the batch's variance: 1 less the share of variance explained."""
-    variance = (x_BD - x_BD.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
-    return (x_BD - x_hat_BD).square().sum(-1).mean() / variance
-
-
-def aux_loss(coder: Coder, x_BD: torch.Tensor, error_BD: torch.Tensor) -> torch.Tensor:
-    """AuxK (Gao et al. 2024, appendix A.2): how badly the best D / 2 dead features explain the error of the live ones,
-    relative to that error.
-
-    It is estimated on the first rows when there are many dead features.
-    """
-    dead = coder.dead.mask_F.nonzero().view(-1)
-    if not len(dead):
-        return x_BD.new_zeros(())
-    rows = max(64, AUX_ENTRIES // len(dead))
-    shift_D, W_FD, b_F = coder.encoder()
-    pre = torch.addmm(b_F[dead], x_BD[:rows] - shift_D, W_FD[dead].T)
-    k = min(coder.d_model // 2 or 1, len(dead))
-    if k < len(dead):
-        pre = pre * (pre >= pre.detach().topk(k, dim=1).values.amin(1, keepdim=True))
-    error = error_BD[:rows].detach()
-    left = (error - pre.relu() @ coder.W_dec[dead]).square().sum(-1).mean()
-    return torch.nan_to_num(left / error.square().sum(-1).mean())
-
-
-class L1Coder(Coder):
-    """A family whose number of active features follows from the weight of an L1 penalty.
-
-    The weight rises from zero over the first part of a training. With `recipe.target_l0` it then goes up while more
-    features are active than that, and down while fewer are.
-    """
-
-    warmup, gain, limit = 0.05, 0.1, 0.15
-
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
-        self.register_buffer("log_l1", torch.tensor(math.log(recipe.l1)))
-        self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
-
-    @classmethod
-    def sparsity(cls, recipe: TrainRecipe) -> str:
-        """What decides how many features fire, for names and headings: "l1-0.1" or "l0-32"."""
-        return f"l0-{recipe.target_l0:g}" if recipe.target_l0 else f"l1-{recipe.l1:g}"
-
-    def penalty(self, total: torch.Tensor, features: kernels.Features) -> dict[str, torch.Tensor]:
-        """The sparsity part of the loss, from the mean over rows of the features' sum; it takes note of the batch.
-
-        Away from training with a target it is (L0 / target - 1)^2, which the changing weight does not move, so that
-        epochs compare.
-        """
-        count_F = features.count_F()
-        l0 = float(count_F.sum()) / features.shape[0]
-        self.density = l0 / self.d_sae
-        target = self.recipe.target_l0
-        if target and not self.training:
-            return {"l0": total.new_tensor((l0 / target - 1) ** 2)}
-        weight = math.exp(float(self.log_l1))
-        if self.training:
-            self.dead.saw(count_F, features.shape[0])
-            weight *= min(1.0, self.progress / self.warmup)
-            if target and self.progress >= self.warmup:
-                self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))
-        return {"l1": weight * total / self.d_model**0.5}

@@ -1,18 +1,22 @@
-"""train: a sparse autoencoder on an activation set, streamed from its shards."""
+"""train: sparse autoencoders on an activation set, streamed from its shards."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass
+import io
+import shlex
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lensae import __version__, registry
-from lensae.durable import Folder, write_json
-from lensae.errors import UserError
-from lensae.paths import SaeEntry, SetEntry, find_set, safe_name
+from lensae.durable import write_file
+from lensae.errors import LensaeError
+from lensae.paths import SaeEntry, SetEntry, safe_name
 from lensae.recipe import TrainRecipe
-from lensae.store.reader import SetReader, Split
-from lensae.store.stream import RowStream
+from lensae.stages.interrupts import requested
+from lensae.stages.training_data import LOOK_ROWS, Data, open_data
+from lensae.stages.training_folder import TrainingFolder, claim
 from lensae.store.writer import now
 
 
@@ -27,139 +31,215 @@ class TrainReport:
     fit: object
 
 
+@dataclass
+class Training:
+    """One SAE that is being trained: `recipe` as it was given, `settled` with its blanks filled in."""
+
+    name: str
+    recipe: TrainRecipe
+    settled: TrainRecipe
+    plan: object
+    folder: TrainingFolder
+    lane: object = field(repr=False)
+
+
 class Watcher:
     """What a caller may want to hear of a training; every method may be left as it is."""
 
-    def begins(self, entry: SetEntry, name: str, recipe: TrainRecipe, plan) -> None:
-        """The plan is made."""
+    def begins(self, entry: SetEntry, trainings: list[Training]) -> None:
+        """The plans are made; a training that goes on has a history already."""
 
-    def step(self, rows: int, losses: dict[str, float]) -> None:
-        """A step is done."""
+    def step(self, rows: int, losses: list[dict[str, float]]) -> None:
+        """A batch is done; the losses of every SAE that learnt from it."""
 
-    def epoch(self, epoch) -> None:
-        """An epoch is done and measured."""
+    def epoch(self, training: Training, line) -> None:
+        """An SAE was measured on the held-out rows."""
 
 
 def train(
-    recipe: TrainRecipe, set_name: str | None = None, name: str | None = None, watcher: Watcher | None = None
+    recipe: TrainRecipe,
+    set_name: str | None = None,
+    name: str | None = None,
+    watcher: Watcher | None = None,
+    command: str | None = None,
 ) -> TrainReport:
     """Train the recipe's architecture on the set and save the best weights under `saes/<name>`.
 
-    The folder gets its name only when everything is in it. Raises UserError when the recipe cannot work on the set.
+    An interrupted training goes on from its checkpoint when the same recipe is trained on the same rows again, to the
+    same bytes; `command` is what is typed for that. Raises UserError when the recipe cannot work on the set.
     """
-    entry = find_set(set_name)
-    reader = SetReader(entry)
-    architecture = registry.load("sae.architectures", recipe.arch)
+    [report] = train_all(open_data(recipe, set_name), [(recipe, name)], watcher, command)
+    if isinstance(report, LensaeError):
+        raise report
+    return report
+
+
+def train_all(
+    data: Data,
+    wanted: list[tuple[TrainRecipe, str | None]],
+    watcher: Watcher | None = None,
+    command: str | None = None,
+) -> list[TrainReport | LensaeError]:
+    """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail."""
     from lensae.model.precision import fast_matmul
-    from lensae.sae import checkpoint
-    from lensae.sae.fit import fit, make_plan
+    from lensae.sae.fit import NotFinite, fit_all
 
     watcher = watcher or Watcher()
-    split = reader.split(recipe.heldout, recipe.seed)
-    _check_split(entry, split)
-    plan = make_plan(recipe, split.training.rows, reader.width)
-    if name and (entry.path / "saes" / safe_name(name)).exists():
-        raise UserError(f"there is already an SAE '{name}' in {entry.name}", "give another --name, or remove it")
-    name = _free_name(entry, safe_name(name or default_name(recipe, plan.d_sae)))
-    watcher.begins(entry, name, recipe, plan)
-    place = Folder(entry.path / "saes" / name, taken=lambda target: target.with_name(_free_name(entry, target.name)))
-    with place as folder:
-        log = _MetricsFile(folder / "metrics.csv")
-
-        def on_epoch(epoch) -> None:
-            log.add(epoch)
-            watcher.epoch(epoch)
-
-        with fast_matmul():
-            result = fit(
-                lambda window: architecture.Trainer(reader.width, plan.d_sae, recipe, window),
-                RowStream(reader, split.training, plan.batch, recipe.seed).epoch,
-                lambda: reader.batches(split.heldout, plan.batch),
-                recipe,
-                plan,
-                watcher.step,
-                on_epoch,
+    with ExitStack() as stack:
+        trainings = [stack.enter_context(_begun(data, recipe, name, command)) for recipe, name in wanted]
+        stop = stack.enter_context(requested())
+        watcher.begins(data.entry, trainings)
+        first = trainings[0]
+        stack.enter_context(fast_matmul())
+        try:
+            fit_all(
+                [training.lane for training in trainings],
+                data.stream(first.recipe, first.plan.batch),
+                data.heldout(first.plan.batch, LOOK_ROWS),
+                _Hooks(trainings, watcher, stop),
+                first.recipe.checkpoint_minutes,
             )
-        checkpoint.save(folder, result.sae(_metadata(entry, recipe)))
-        facts = _training(entry, recipe, plan, result) | {"heldout_limit": split.limit}
-        write_json(folder / "training.json", facts)
-    return TrainReport(entry.name, SaeEntry(place.target, facts), recipe, plan, result)
+            return [_finished(data, training, stop) for training in trainings]
+        except NotFinite as error:
+            raise data.explain_not_finite(error) from None
+
+
+@contextmanager
+def _begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | None):
+    """A training with its folder held; a folder without a checkpoint or an SAE does not outlive a failure."""
+    from lensae.sae import state
+    from lensae.sae.lane import Lane
+    from lensae.sae.plan import complete, make_plan
+
+    architecture = registry.load("sae.architectures", recipe.arch)
+    rows, width = data.split.training.rows, data.reader.width
+    settled, plan = complete(recipe, rows, width), make_plan(recipe, rows, width)
+    wanted = safe_name(name or default_name(settled, plan.d_sae))
+    facts = {"command": command or default_command(data.entry, recipe, name), **_facts(data, recipe)}
+    folder = claim(data.entry, wanted, bool(name), facts)
+    try:
+        settled, plan = state.begun(folder.checkpoint) or (settled, plan)
+        lane = Lane(
+            settled,
+            plan,
+            lambda window: architecture.Trainer(width, plan.d_sae, settled, window, data.d_out),
+            folder.checkpoint,
+        )
+        state.load(lane)
+        yield Training(folder.path.name, recipe, settled, plan, folder, lane)
+    finally:
+        if not folder.checkpoint.is_file() and not (folder.path / "cfg.json").is_file():
+            folder.discard()
+        folder.close()
 
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
-    """For example topk-2304-k32."""
+    """For example topk-2304-k32, of a recipe without blanks."""
     sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-    return f"{recipe.arch}-{d_sae}-{sparsity}"
+    kind = "transcoder-" if recipe.target else ""
+    start = "" if recipe.init_seed is None else f"-seed{recipe.init_seed}"
+    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{start}"
 
 
-def _check_split(entry: SetEntry, split: Split) -> None:
-    if not split.training.documents or not split.heldout.documents:
-        documents = split.training.documents + split.heldout.documents
-        raise UserError(
-            f"{entry.name} has too few documents to hold some out ({documents} with rows)",
-            "collect from at least two prompts: python main.py collect",
-        )
+def default_command(entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
+    """A command line that trains the recipe, as far as there are options for it."""
+    flags = ("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "seed", "target")
+    default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
+    for key in flags:
+        if getattr(recipe, key) != getattr(default, key):
+            words += ["--" + key.replace("_", "-"), str(getattr(recipe, key))]
+    return shlex.join(words + (["--name", name] if name else []))
 
 
-def _free_name(entry: SetEntry, name: str) -> str:
-    """`name`, or with a number behind it when it is taken: a training never replaces another."""
-    free, number = name, 2
-    while (entry.path / "saes" / free).exists():
-        free, number = f"{name}-{number}", number + 1
-    return free
+class _Hooks:
+    """Hands on what the training loop tells (lensae.sae.fit.Hooks), and keeps metrics.csv."""
+
+    def __init__(self, trainings: list[Training], watcher: Watcher, stop):
+        self.of = {id(training.lane): training for training in trainings}
+        self.step, self.watcher, self.stop = watcher.step, watcher, stop
+
+    def measured(self, lane, line) -> None:
+        training = self.of[id(lane)]
+        write_metrics(training.folder.path / "metrics.csv", lane.place.history)
+        self.watcher.epoch(training, line)
 
 
-class _MetricsFile:
-    """metrics.csv, a line per epoch, on disk as soon as the epoch is done."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def add(self, epoch) -> None:
-        """Append one epoch; the first call writes the column names."""
-        row = asdict(epoch)
+def write_metrics(path: Path, history: list) -> None:
+    """metrics.csv: a line per measurement, the parts of the loss in columns of their own."""
+    rows = [asdict(line) for line in history]
+    for row in rows:
         row.update({f"loss_{name}": value for name, value in row.pop("losses").items()})
-        new = not self.path.exists()
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
 
 
-def _metadata(entry: SetEntry, recipe: TrainRecipe) -> dict:
+def _finished(data: Data, training: Training, stop) -> TrainReport | LensaeError:
+    """Calibrated, measured on all held-out rows and saved."""
+    from lensae.sae import checkpoint
+    from lensae.sae.fit import result
+
+    if stop():
+        raise KeyboardInterrupt
+    try:
+        fit = result(training.lane, data.heldout(training.plan.batch))
+    except LensaeError as error:
+        if not training.lane.failed:  # nothing to go on from: its last checkpoint has no live feature
+            training.folder.discard()
+        return error
+    folder = training.folder
+    write_metrics(folder.path / "metrics.csv", fit.history)
+    checkpoint.save(folder.path, fit.sae(_metadata(data, training.recipe)))
+    facts = {**_facts(data, training.recipe), **_outcome(data, training, fit)}
+    folder.finish(facts)
+    return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)
+
+
+def _metadata(data: Data, recipe: TrainRecipe) -> dict:
     """What goes into cfg.json's metadata, under SAELens' own names where it has one."""
-    model = entry.manifest["model"]
-    corpora = sorted({p["spec"]["corpus"] for p in entry.manifest["passes"]})
-    return {
-        "model_name": model["name"],
-        "hook_name": entry.manifest["hook"],
+    manifest = data.entry.manifest
+    corpora = sorted({p["spec"]["corpus"] for p in manifest["passes"]})
+    found = {
+        "model_name": manifest["model"]["name"],
+        "hook_name": manifest["hook"],
         "hook_head_index": None,
         "dataset_path": ", ".join(corpora),
         "prepend_bos": True,
         "exclude_special_tokens": True,
         "training_architecture": recipe.arch,
-        "model_weights_sha256": model["weights_sha256"],
+        "model_weights_sha256": manifest["model"]["weights_sha256"],
         "lensae_version": __version__,
+    }
+    return found | ({"hook_name_out": data.target.entry.manifest["hook"]} if data.target else {})
+
+
+def _facts(data: Data, recipe: TrainRecipe) -> dict:
+    """What decides a training."""
+    target = {"target": _set(data.target.entry)} if data.target else {}
+    return {"recipe": asdict(recipe), "set": _set(data.entry), **target}
+
+
+def _set(entry: SetEntry) -> dict:
+    return {
+        "name": entry.name,
+        "hook": entry.manifest["hook"],
+        "rows": entry.rows,
+        "model": entry.manifest["model"],
+        "shards_sha256": [shard["sha256"] for shard in entry.manifest["shards"]],
     }
 
 
-def _training(entry: SetEntry, recipe: TrainRecipe, plan, result) -> dict:
-    figures = {k: v for k, v in vars(result.heldout).items() if k != "density"}
+def _outcome(data: Data, training: Training, fit) -> dict:
     return {
         "completed_at": now(),
-        "stopped": result.stopped,
-        "recipe": asdict(recipe),
-        "plan": asdict(plan),
-        "scale": result.scales[0],
-        "heldout": figures,
-        "epochs_run": len(result.history),
-        "seconds": round(result.seconds, 3),
-        "set": {
-            "name": entry.name,
-            "hook": entry.manifest["hook"],
-            "rows": entry.rows,
-            "model": entry.manifest["model"],
-            "shards_sha256": [shard["sha256"] for shard in entry.manifest["shards"]],
-        },
+        "stopped": fit.stopped,
+        "plan": asdict(training.plan),
+        "scale": fit.scales[0],
+        "target_scale": fit.scales[-1],
+        "heldout": {k: v for k, v in vars(fit.heldout).items() if k != "density"},
+        "heldout_limit": data.split.limit,
+        "epochs_run": max(line.epoch for line in fit.history),
+        "seconds": round(fit.seconds, 3),
     }

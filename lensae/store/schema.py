@@ -14,7 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-SCHEMA = 1
+from lensae.manifest import NEWEST
+
+SCHEMA = NEWEST
 CHUNK_ROWS = 1024  # rows read at once; a whole number of chunks
 CHUNK_BYTES = 2**20  # what a chunk of activations takes at most: see experiments/benchmarks/storage.py
 ROW_COLUMNS = {

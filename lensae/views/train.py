@@ -1,4 +1,4 @@
-"""A training as it runs: a live table of epochs and a bar, or plain lines away from a terminal."""
+"""Trainings as they run: a live table of measurements and a bar, or plain lines away from a terminal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lensae.stages.train import Watcher
 from lensae.views.console import err, print_json
 
 PLAIN_EVERY_S = 3.0
-SHOWN_EPOCHS = 16
+SHOWN_LINES = 16
 COLUMNS = ("epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
 
 
 class LiveTraining(Watcher):
-    """Draws a training; a context manager."""
+    """Draws a training, or several at once; a context manager."""
 
     def __init__(self):
         self.console = err()
         self.live: Live | None = None
         self.rows: list[tuple[str, ...]] = []
-        self.told = 0.0
+        self.told: dict[str, float] = {}
 
     def __enter__(self) -> LiveTraining:
         return self
@@ -36,67 +36,87 @@ class LiveTraining(Watcher):
             self.live.stop()
             self.live = None
 
-    def begins(self, entry, name: str, recipe, plan) -> None:
+    def begins(self, entry, trainings: list) -> None:
         """Say what will be trained, and why these numbers."""
-        self.plan, self.tokens, self.losses = plan, 0, {}
-        self.started = time.monotonic()
-        sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-        self.console.print(f"[dim]set[/] {entry.name}   [dim]SAE[/] {name}")
-        self.console.print(
-            f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
-            f"{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
-            f"learning rate {plan.lr:g}, seed {recipe.seed}"
-        )
+        self.plan, self.several = trainings[0].plan, len(trainings) > 1
+        self.width = max(len(training.name) for training in trainings)
+        self.tokens = self.before = min(training.lane.place.tokens for training in trainings)
+        self.losses, self.started = [], time.monotonic()
+        named = "" if self.several else f"   [dim]SAE[/] {trainings[0].name}"
+        self.console.print(f"[dim]set[/] {entry.name}{named}")
+        for training in trainings:
+            self._describe(entry, training)
         if self.console.is_terminal:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
-    def step(self, rows: int, losses: dict[str, float]) -> None:
+    def _describe(self, entry, training) -> None:
+        recipe, plan, place = training.settled, training.plan, training.lane.place
+        sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
+        what = f"[dim]SAE[/] {training.name}  " if self.several else ""
+        self.console.print(
+            f"{what}{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
+            f"{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
+            f"learning rate {plan.lr:g}, seed {recipe.seed}"
+        )
+        if place.step:
+            self.console.print(f"going on from step {place.step:,} of {plan.steps:,} ({place.tokens:,} tokens)")
+        for line in place.history:
+            self._add(training, line)
+
+    def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """Count the rows and keep the latest losses."""
         self.tokens += rows
         self.losses = losses
         if self.live is not None:
             self.live.update(self._view())
 
-    def epoch(self, epoch) -> None:
+    def epoch(self, training, line) -> None:
         """One more line of the table."""
-        parts = " ".join(f"{name} {value:.3f}" for name, value in epoch.losses.items())
-        row = (
-            f"{epoch.epoch}",
-            f"{epoch.tokens:,}",
-            f"{epoch.loss:.4f}",
-            parts,
-            f"{epoch.heldout_loss:.4f}",
-            f"{epoch.explained_variance:.4f}",
-            f"{epoch.l0:.1f}",
-            f"{epoch.dead_share:.1%}",
-            f"{epoch.tokens / max(epoch.seconds, 1e-9):,.0f}",
-            "best" if epoch.best else "",
-        )
-        self.rows.append(row)
-        last = epoch.epoch == self.plan.epochs
-        if self.live is None and (last or time.monotonic() - self.told > PLAIN_EVERY_S):
-            self.told = time.monotonic()
+        row = self._add(training, line)
+        last = line.step == training.plan.steps
+        due = time.monotonic() - self.told.get(training.name, 0.0) > PLAIN_EVERY_S
+        if self.live is None and (last or due):
+            self.told[training.name] = time.monotonic()
+            name = f"{training.name} " if self.several else ""
+            _name, epoch, tokens, loss, parts, heldout, ev, l0, dead, rate, best = row
             self.console.print(
-                f"epoch {row[0]}: {row[1]} tokens, loss {row[2]} ({row[3]}), held-out loss {row[4]}, EV {row[5]}, "
-                f"L0 {row[6]}, dead {row[7]}, {row[8]} tokens/s {row[9]}".rstrip(),
+                f"{name}epoch {epoch}: {tokens} tokens, loss {loss} ({parts}), held-out loss {heldout}, EV {ev}, "
+                f"L0 {l0}, dead {dead}, {rate} tokens/s {best}".rstrip(),
                 markup=False,
                 soft_wrap=True,
             )
 
+    def _add(self, training, line) -> tuple[str, ...]:
+        row = (
+            training.name,
+            f"{line.epoch}",
+            f"{line.tokens:,}",
+            f"{line.loss:.4f}",
+            " ".join(f"{name} {value:.3f}" for name, value in line.losses.items()),
+            f"{line.heldout_loss:.4f}",
+            f"{line.explained_variance:.4f}",
+            f"{line.l0:.1f}",
+            f"{line.dead_share:.1%}",
+            f"{line.tokens / max(line.seconds, 1e-9):,.0f}",
+            "best" if line.best else "",
+        )
+        self.rows.append(row)
+        return row
+
     def _view(self, done: bool = False) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column in ("parts", "") else "right")
-        for row in self.rows[-SHOWN_EPOCHS:]:
-            table.add_row(*row)
+        for column in ("SAE", *COLUMNS) if self.several else COLUMNS:
+            table.add_column(column, justify="left" if column in ("SAE", "parts", "") else "right")
+        for row in self.rows[-SHOWN_LINES:]:
+            table.add_row(*(row if self.several else row[1:]))
         if done:
             return Group(table)
         elapsed = time.monotonic() - self.started
         total = self.plan.steps * self.plan.batch
-        rate = self.tokens / max(elapsed, 1e-9)
+        rate = (self.tokens - self.before) / max(elapsed, 1e-9)
         left = max(total - self.tokens, 0) / rate if rate else 0
-        loss = " ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        loss = " ".join(f"{name} {value:.3f}" for name, value in (self.losses or [{}])[0].items())
         line = f"{min(self.tokens / total, 1):4.0%}  {rate:,.0f} tokens/s  {left:,.0f} s left  {loss}"
         return Group(table, Text(line, style="cyan"))
 

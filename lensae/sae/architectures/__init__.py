@@ -6,6 +6,8 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
     initialise(x_BD, target_BD)       analytic start from a sample of normalised rows
     forward(x_BD, target_BD) -> Step  reconstruction, features, and the parts of the loss (their sum is minimised)
     progress               the share of the training that is done, set before each step
+    hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)
+    dead                   which features have been silent for long (lensae.sae.training.DeadFeatures)
     before_step()          what the gradients need (removing what is parallel to a unit-norm row)
     after_step()           what the parameters need (unit norm)
     calibrate(batches)     what can only be chosen after training, from a function that gives held-out rows

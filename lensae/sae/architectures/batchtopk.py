@@ -15,7 +15,8 @@ from lensae.errors import LensaeError, UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.base import SAE
-from lensae.sae.training import Coder, Step, aux_loss, unexplained
+from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.training import Coder, Step
 
 
 class Trainer(Coder):
@@ -23,6 +24,7 @@ class Trainer(Coder):
     reconstruction of what is left."""
 
     saved_as = "jumprelu"
+    hints = ("guess",)
 
     def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
         if recipe.k > d_sae:

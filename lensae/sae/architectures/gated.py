@@ -13,7 +13,9 @@ from torch import nn
 
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
-from lensae.sae.training import L1Coder, Step, unexplained
+from lensae.sae.losses import unexplained
+from lensae.sae.penalty import L1Coder
+from lensae.sae.training import Step
 
 
 class Trainer(L1Coder):

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
-from lensae.sae.training import Coder, Step, aux_loss, unexplained
+from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.training import Coder, Step
 
 
 class Jump(torch.autograd.Function):
@@ -58,10 +60,14 @@ class Trainer(Coder):
     number differs somewhat: the thresholds are moved together to meet it there."""
 
     saved_as = "jumprelu"
+    hints = ("density",)
 
     def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        target = recipe.target_l0 or recipe.k
+        if target > d_sae:
+            raise UserError(f"an L0 of {target:g} is more than the {d_sae} features there are", "raise --width")
         super().__init__(d_model, d_sae, recipe, dead_window, d_out)
-        self.target = recipe.target_l0 or recipe.k
+        self.target = target
         self.log_threshold = nn.Parameter(torch.zeros(d_sae))
         self.density = 0.0
 

@@ -11,7 +11,7 @@ import torch
 
 from lensae.sae import kernels
 from lensae.sae.architectures import batchtopk
-from lensae.sae.training import unexplained
+from lensae.sae.losses import unexplained
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 
 from lensae.sae import kernels
-from lensae.sae.training import L1Coder, Step, unexplained
+from lensae.sae.losses import unexplained
+from lensae.sae.penalty import L1Coder
+from lensae.sae.training import Step
 
 
 class Trainer(L1Coder):

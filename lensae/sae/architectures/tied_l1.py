@@ -12,7 +12,9 @@ import torch
 from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import functional, kernels
-from lensae.sae.training import L1Coder, Step, unexplained
+from lensae.sae.losses import unexplained
+from lensae.sae.penalty import L1Coder
+from lensae.sae.training import Step
 
 
 class Trainer(L1Coder):

@@ -12,7 +12,8 @@ from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.base import SAE
-from lensae.sae.training import Coder, Step, aux_loss, unexplained
+from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.training import Coder, Step
 
 
 class Trainer(Coder):

@@ -1,0 +1,168 @@
+"""What the trainers' scripts share: the rows, the clock, and the figures on held-out rows, the same code for all.
+
+A script defines `build(job, batches) -> Training`; `batches()` gives the pass's batches of raw activations in their one
+order, for what has to be estimated beforehand. Needs numpy and torch alone: peers run it.
+Shapes: B rows, D d_model, F features.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from turns import serve
+
+WARM_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: `steps` is the length of the pass, `lr_factor` multiplies the documented learning rate; `penalty`
+    replaces the documented sparsity coefficient of a family that has no k (None: as documented)."""
+
+    family: str
+    d_model: int
+    d_sae: int
+    k: int
+    batch: int
+    steps: int
+    lr_factor: float = 1.0
+    penalty: float | None = None
+
+
+class Training(Protocol):
+    """A training that goes a step at a time, as the tool's own loop does. It takes and gives raw activations; whatever
+    normalisation there is, is its own.
+
+    After `finish`, `ways` has how it encodes, by name: "trained", and "saved" where what is kept for use differs; each
+    gives features (B, F) and reconstruction (B, D).
+    """
+
+    lr: float
+    penalty: float | None
+    ways: dict[str, Callable]
+
+    def step(self, x_BD) -> None:
+        """Learn from one batch."""
+
+    def finish(self) -> None:
+        """What is done once after the last step."""
+
+
+class Rows:
+    """The activations in a .npy file, mapped anew for every batch, so that none stays in a process's memory."""
+
+    def __init__(self, path: str, training: int, batch: int):
+        self.path, self.training, self.batch = path, training, batch
+
+    def __getitem__(self, number: int):
+        """Training batch `number` (B, D), round and round."""
+        start = number % (self.training // self.batch) * self.batch
+        return self._read(start, start + self.batch)
+
+    def heldout(self) -> Iterator:
+        """The rows behind the training rows."""
+        total = np.load(self.path, mmap_mode="r").shape[0]
+        for start in range(self.training, total, self.batch):
+            yield self._read(start, min(total, start + self.batch))
+
+    def _read(self, start: int, stop: int):
+        import torch
+
+        return torch.from_numpy(np.array(np.load(self.path, mmap_mode="r")[start:stop]))
+
+
+def serve_trainings(build: Callable, around: Callable[[], AbstractContextManager] = nullcontext) -> None:
+    """Answer cases of both parts; `around` is in force while anything runs."""
+
+    def prepare(settings: dict):
+        import torch
+
+        if settings.get("precision"):
+            torch.set_float32_matmul_precision(settings["precision"])
+        kept: dict[Job, list] = {}
+
+        def run(case: dict) -> dict:
+            job = Job(**case["job"])
+            rows = Rows(settings["rows"], settings["training"], job.batch)
+            with around():
+                if case["part"] == "quality":
+                    return quality(build, job, rows)
+                return speed(build, job, rows, kept, case["steps"])
+
+        return run
+
+    serve(prepare)
+
+
+def started(build: Callable, job: Job, rows: Rows) -> Training:
+    """A training at its beginning, the same random numbers each time."""
+    import torch
+
+    torch.manual_seed(0)
+    return build(job, lambda: (rows[i] for i in range(job.steps)))
+
+
+def speed(build: Callable, job: Job, rows: Rows, kept: dict, steps: int) -> dict:
+    """Seconds of the next `steps` steps of a training that goes on from turn to turn."""
+    if job not in kept:
+        kept[job] = [started(build, job, rows), 0]
+        learn(kept[job], rows, WARM_STEPS)
+    seconds = learn(kept[job], rows, steps)
+    return {"seconds": seconds, "tokens": steps * job.batch}
+
+
+def learn(place: list, rows: Rows, steps: int) -> float:
+    """Go `steps` steps on, reading included; how long that took."""
+    training, first = place
+    clock = time.perf_counter()
+    for number in range(first, first + steps):
+        training.step(rows[number])
+    place[1] += steps
+    return time.perf_counter() - clock
+
+
+def quality(build: Callable, job: Job, rows: Rows) -> dict:
+    """One pass over the training rows, then the figures on the others."""
+    training = started(build, job, rows)
+    seconds = learn([training, 0], rows, job.steps)
+    training.finish()
+    found = {way: measured(encode, rows, job.d_sae) for way, encode in training.ways.items()}
+    about = {"lr": training.lr, "penalty": training.penalty, "tokens": job.steps * job.batch, "seconds": seconds}
+    return about | found
+
+
+def measured(encode: Callable, rows: Rows, d_sae: int) -> dict:
+    """Explained variance 1 - E||x - x_hat||^2 / (E||x||^2 - ||E x||^2), L0, and the share of features that never fire,
+    all over the held-out rows together."""
+    import torch
+
+    count, error, square, total_D = 0, 0.0, 0.0, 0.0
+    active, fired_F = 0, np.zeros(d_sae, bool)
+    with torch.no_grad():
+        for x_BD in rows.heldout():
+            features_BF, x_hat_BD = (part.float().numpy() for part in encode(x_BD))
+            x = x_BD.numpy().astype(np.float64)
+            count += len(x)
+            error += float(np.square(x - x_hat_BD).sum())
+            square += float(np.square(x).sum())
+            total_D = total_D + x.sum(0)
+            on_BF = features_BF != 0
+            active += int(on_BF.sum())
+            fired_F |= on_BF.any(0)
+    variance = square / count - float(np.square(total_D / count).sum())
+    explained = 1 - error / count / variance
+    return {
+        "explained_variance": explained if math.isfinite(explained) else None,
+        "l0": active / count,
+        "dead": 1 - float(fired_F.mean()),
+    }

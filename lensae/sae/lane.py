@@ -1,0 +1,215 @@
+"""One SAE on its way through training: its trainer, its optimizer, and where it has got to.
+
+Shapes: B rows, D d_model, F features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lensae.errors import LensaeError
+from lensae.recipe import TrainRecipe
+from lensae.sae.evaluate import Reconstruction
+from lensae.sae.plan import Plan, learning_rate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of metrics.csv: losses are means over the steps since the line before, the rest is on held-out rows.
+
+    `seconds` counts the time in training, not that between an interruption and going on.
+    """
+
+    epoch: int
+    step: int
+    tokens: int
+    lr: float
+    loss: float
+    losses: dict[str, float]
+    heldout_loss: float
+    explained_variance: float
+    l0: float
+    dead_share: float
+    seconds: float
+    best: bool
+
+
+@dataclass
+class Place:
+    """How far a training is; `epoch` and `batch` are those of the batch that comes next, both from 0.
+
+    `sums` and `seen` are of the losses since the last measurement; `waited` is the number of epochs since one was
+    better than all before; `stopped` says why the training is over.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    tokens: int = 0
+    best_loss: float = math.inf
+    better: bool = False
+    waited: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    seen: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+    history: list[Measured] = field(default_factory=list)
+
+
+class Lane:
+    """One SAE in training. `scales` are the factors of its rows, the last that of the targets; `checkpoint` is the file
+    that it is kept in. Its random numbers are its own, so that neighbours on the same stream change nothing.
+
+    `torn` is set while its state is that of no moment between two batches; a lane that failed stays so.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        plan: Plan,
+        make_trainer: Callable[[int], torch.nn.Module],
+        checkpoint: Path | None = None,
+    ):
+        self.recipe, self.plan, self.checkpoint = recipe, plan, checkpoint
+        torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
+        self.trainer = make_trainer(plan.dead_window)
+        self.random = torch.get_rng_state()
+        self.optimizer = torch.optim.Adam(self.trainer.parameters(), lr=plan.lr, betas=(0.9, 0.999), fused=True)
+        self.scales: tuple[float, ...] = ()
+        self.best: dict[str, torch.Tensor] | None = None
+        self.place = Place()
+        self.torn = self.failed = False
+        self.since = time.perf_counter()
+
+    def start(self, sample: list[torch.Tensor], scales: tuple[float, ...]) -> None:
+        """The analytic start, from a sample of rows as they are."""
+        self.scales = scales
+        with self.own_random():
+            self.trainer.initialise(*(rows_BD * scale for rows_BD, scale in zip(sample, scales, strict=True)))
+
+    @contextmanager
+    def own_random(self) -> Iterator[None]:
+        """torch's generator as this lane left it."""
+        torch.set_rng_state(self.random)
+        yield
+        self.random = torch.get_rng_state()
+
+    @property
+    def done(self) -> bool:
+        """Whether there are no more steps to come."""
+        return bool(self.place.stopped)
+
+    @property
+    def seconds(self) -> float:
+        """Time in training so far."""
+        return self.place.seconds + time.perf_counter() - self.since
+
+    def at(self, epoch: int, batch: int) -> bool:
+        """Whether this batch is its next one."""
+        return not self.done and (self.place.epoch, self.place.batch) == (epoch, batch)
+
+    def step(self, rows: list[torch.Tensor]) -> dict[str, float]:
+        """Learn from one batch of rows, multiplied by the scales; the parts of its loss.
+
+        A loss that is not finite ends the training before it has changed a weight.
+        """
+        self.torn = True
+        self.trainer.train()
+        now = self.place
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(now.step, self.plan, self.recipe)
+        self.trainer.progress = now.step / self.plan.steps
+        with self.own_random():
+            result = self.trainer(*rows)
+        losses = {name: float(part.detach()) for name, part in result.losses.items()}
+        if not math.isfinite(sum(losses.values())):
+            now.stopped, self.failed = f"the loss was {sum(losses.values())} at step {now.step}", True
+            return losses
+        self._descend(sum(result.losses.values()))
+        self._count(losses, len(rows[0]))
+        return losses
+
+    def settle(self) -> None:
+        """All that belongs to a batch is done."""
+        self.torn = self.failed
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.trainer.before_step()
+        torch.nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
+        self.optimizer.step()
+        self.trainer.after_step()
+
+    def _count(self, losses: dict[str, float], rows: int) -> None:
+        now = self.place
+        now.step, now.batch, now.tokens, now.seen = now.step + 1, now.batch + 1, now.tokens + rows, now.seen + rows
+        for name, value in losses.items():
+            now.sums[name] = now.sums.get(name, 0.0) + value * rows
+
+    @property
+    def due(self) -> bool:
+        """Whether the held-out rows are to be looked at now, in an epoch or at its end."""
+        batches, parts = math.ceil(self.plan.rows / self.plan.batch), self.plan.measures
+        done = self.place.batch
+        return done * parts // batches > (done - 1) * parts // batches
+
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.trainer.parameters())
+
+    def note(self, found: Reconstruction, heldout_loss: float) -> Measured:
+        """Take a measurement in: a better one is kept, with the weights. When no feature fires any more, none is."""
+        now = self.place
+        better = heldout_loss < now.best_loss * (1 - 1e-4) and found.dead_share < 1
+        if better:
+            self.best = {name: value.detach().clone() for name, value in self.trainer.state_dict().items()}
+            now.best_loss, now.better = heldout_loss, True
+        elif found.dead_share == 1 and bool(self.trainer.dead.mask_F.all()):
+            now.stopped = f"every feature was dead after {now.tokens:,} tokens"
+        losses = {name: value / max(now.seen, 1) for name, value in now.sums.items()}
+        line = Measured(
+            now.epoch + 1,
+            now.step,
+            now.tokens,
+            learning_rate(max(now.step - 1, 0), self.plan, self.recipe),
+            sum(losses.values()),
+            losses,
+            heldout_loss,
+            found.explained_variance,
+            found.l0,
+            found.dead_share,
+            self.seconds,
+            better,
+        )
+        now.sums, now.seen = {}, 0
+        now.history.append(line)
+        return line
+
+    def turn(self) -> None:
+        """The epoch is over: go on to the next, or stop."""
+        now = self.place
+        now.waited = 0 if now.better else now.waited + 1
+        now.epoch, now.batch, now.better = now.epoch + 1, 0, False
+        if now.stopped:
+            return
+        if now.step >= self.plan.steps or now.epoch >= self.plan.epochs:
+            now.stopped = "finished"
+        elif now.waited >= self.recipe.patience:
+            now.stopped = f"no better on held-out documents for {now.waited} epochs"
+
+    def check_worth(self) -> None:
+        """Raise LensaeError when the training ended with nothing worth keeping."""
+        if self.best is None:
+            stopped = self.place.stopped
+            why = stopped if stopped != "finished" else f"every feature was dead after {self.place.tokens:,} tokens"
+            hint = "try a lower --lr" if "loss" in why else "try a lower --lr, a lower --l1 or more epochs"
+            raise LensaeError(f"training failed: {why}", hint)

@@ -1,0 +1,60 @@
+"""Families whose sparsity follows from an L1 penalty.
+
+Shapes: B rows, F features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lensae.errors import UserError
+from lensae.recipe import TrainRecipe
+from lensae.sae import kernels
+from lensae.sae.training import Coder
+
+
+class L1Coder(Coder):
+    """A family whose number of active features follows from the weight of an L1 penalty.
+
+    The weight rises from zero over the first part of a training. With `recipe.target_l0` it then goes up while more
+    features are active than that, and down while fewer are.
+    """
+
+    warmup, gain, limit = 0.05, 0.1, 0.15
+    hints = ("density",)
+
+    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+        if recipe.target_l0 and recipe.target_l0 > d_sae:
+            raise UserError(
+                f"an L0 of {recipe.target_l0:g} is more than the {d_sae} features there are", "raise --width"
+            )
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        self.register_buffer("log_l1", torch.tensor(math.log(recipe.l1)))
+        self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
+
+    @classmethod
+    def sparsity(cls, recipe: TrainRecipe) -> str:
+        """What decides how many features fire, for names and headings: "l1-0.1" or "l0-32"."""
+        return f"l0-{recipe.target_l0:g}" if recipe.target_l0 else f"l1-{recipe.l1:g}"
+
+    def penalty(self, total: torch.Tensor, features: kernels.Features) -> dict[str, torch.Tensor]:
+        """The sparsity part of the loss, from the mean over rows of the features' sum; it takes note of the batch.
+
+        Away from training with a target it is (L0 / target - 1)^2, which the changing weight does not move, so that
+        epochs compare.
+        """
+        count_F = features.count_F()
+        l0 = float(count_F.sum()) / features.shape[0]
+        self.density = l0 / self.d_sae
+        target = self.recipe.target_l0
+        if target and not self.training:
+            return {"l0": total.new_tensor((l0 / target - 1) ** 2)}
+        weight = math.exp(float(self.log_l1))
+        if self.training:
+            self.dead.saw(count_F, features.shape[0])
+            weight *= min(1.0, self.progress / self.warmup)
+            if target and self.progress >= self.warmup:
+                self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))
+        return {"l1": weight * total / self.d_model**0.5}
