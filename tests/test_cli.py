@@ -299,7 +299,7 @@ def test_training_again_replaces_nothing(lensae, store, model_dir):
     found = json.loads(out)
     assert status == 0 and found["sae"] == "tied-l1-128-l1-0.1"
     metrics = (Path(found["path"]) / "metrics.csv").read_text().splitlines()
-    assert len(metrics) == 3 and "explained_variance" in metrics[0] and "loss_l1" in metrics[0]
+    assert len(metrics) == 11 and "explained_variance" in metrics[0] and "loss_l1" in metrics[0]
     assert not list(store.rglob("*.partial"))
 
 

@@ -6,32 +6,30 @@ optimizer, the schedules and the auxiliary loss that its documentation recommend
 
 Speed: tokens/s of full training steps, medians over interleaved repeats, beside the encoder's product alone ("floor":
 through oneDNN, and at PyTorch's default). Auxiliary losses cost nothing while no feature counts as dead: the peers'
-windows are longer than this run, lensae's is not.
+windows are longer than this run, lensae's is not. "others" is how many cores other processes kept busy meanwhile, in
+the worst turn: a line where that is not about 0 was disturbed.
 
 Quality: one pass over the training rows, the same tokens for all; explained variance, L0 and dead features on the
-held-out rows by one and the same code. Each learning rate is the tool's documented one times the factors of a small
-grid; where sparsity has a weight and no k, the weight is searched for L0 = k as well. Shown is the best explained
-variance among the runs whose L0 is within a fifth of k, or, if there is none, the run closest to it ("off k").
+held-out rows by one and the same code; "typical" leaves out the few rows of massive norm, which hold much of the
+variance; "saved" is what the SAE does as it is kept for use, where that differs. Each learning rate is the tool's
+documented one times the factors of a small grid; where sparsity has a weight and no k, the weight is searched for
+L0 = k as well. Shown is the best explained variance among the runs whose L0 is within a fifth of k, or, if there is
+none, the run closest to it ("off k").
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
-import os
-import platform
 import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from activations import HOOK, rows_file
-from rich.console import Console
-from rich.table import Table
+from contestants.trains_report import Results, explained, show_quality, show_speed
+from contestants.trains_rows import HOOK, rows_file
 from turns import Contestant, interleaved, started
-
-from lensae.durable import write_json
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -71,26 +69,27 @@ FLOORS = {"floor, oneDNN": "medium", "floor": "highest"}
 
 
 def main() -> None:
-    """Run the parts that are asked for, print their tables, write results/train.json."""
+    """Run the parts that are asked for, print their tables as they come, write results/train.json."""
     options = arguments()
     path, training = rows_file(options.rows, BATCH)
     settings = {"rows": str(path), "training": training}
-    parts = {}
+    results = Results(
+        Path(options.results), {"hook": HOOK, "rows": options.rows, "training_rows": training, "k": K, "batch": BATCH}
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        if options.part in ("speed", "both"):
-            parts["speed"] = [
-                row
-                for width in options.widths
-                for family in options.families
-                for row in speeds(family, width, settings, options, log)
-            ]
-            show_speed(parts["speed"])
-        if options.part in ("quality", "both"):
-            parts["quality"] = [run for f in options.families for run in qualities(f, settings, options, log)]
-            show_quality(parts["quality"])
-    facts = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "hook": HOOK}
-    write_json(Path(options.results), {"about": facts | settings | {"k": K, "batch": BATCH}, **parts})
+        if options.part != "quality":
+            for width, family in itertools.product(options.widths, options.families):
+                rows = speeds(family, width, settings, options, log)
+                results.note("speed", rows)
+                show_speed(rows)
+        if options.part != "speed":
+            for family in options.families:
+                runs: list[dict] = []
+                for name, tool in tools(family, options).items():
+                    runs += qualities(name, tool, family, settings, options, log)
+                    results.note("quality", runs)
+                show_quality(runs)
 
 
 def arguments() -> argparse.Namespace:
@@ -158,25 +157,21 @@ def speed_of(runs: list[dict]) -> dict:
     return {
         "tokens_per_second": statistics.median(rates),
         "peak_memory": runs[-1]["peak_memory"],
+        "others": max(run.get("others") or 0.0 for run in runs),
         "seconds": seconds,
     }
 
 
-def qualities(family: str, settings: dict, options, log: Path) -> list[dict]:
-    """Every run of one family, the one to show of each tool marked `best`."""
-    found: list[dict] = []
-    for name, tool in tools(family, options).items():
-        with started([contestant(name, tool, settings, log)]) as [one]:
-            runs = search(one, tool, family, settings["training"] // BATCH, options.tries)
-        near = [run for run in runs if abs(run["trained"]["l0"] / K - 1) <= TOLERANCE]
-        best = max(near, key=explained) if near else min(runs, key=distance)
-        factors = [run["lr_factor"] for run in runs]
-        for run in runs:
-            run["best"] = run is best
-            run["off_k"] = run not in near
-            run["at_edge"] = run["lr_factor"] in (min(factors), max(factors))
-        found += [{"family": family, "contestant": name, **run} for run in runs]
-    return found
+def qualities(name: str, tool: Tool, family: str, settings: dict, options, log: Path) -> list[dict]:
+    """Every run of one tool in one family, the one to show marked `best`."""
+    with started([contestant(name, tool, settings, log)]) as [one]:
+        runs = search(one, tool, family, settings["training"] // BATCH, options.tries)
+    near = [run for run in runs if abs(run["trained"]["l0"] / K - 1) <= TOLERANCE]
+    best = max(near, key=explained) if near else min(runs, key=distance)
+    for run in runs:
+        run["best"], run["off_k"] = run is best, run not in near
+        run["at_edge"] = run["lr_factor"] in (tool.lr_factors[0], tool.lr_factors[-1])
+    return [{"family": family, "contestant": name, **run} for run in runs]
 
 
 def search(one: Contestant, tool: Tool, family: str, steps: int, tries: int) -> list[dict]:
@@ -211,54 +206,9 @@ def next_penalty(tried: list[tuple[float, float]]) -> float:
     return math.exp(points[-1][0] + max(-math.log(10), min(math.log(10), move)))
 
 
-def explained(run: dict) -> float:
-    """Explained variance; the worst of all when it is no number."""
-    value = run["trained"]["explained_variance"]
-    return -math.inf if value is None else value
-
-
 def distance(run: dict) -> float:
     """How far its L0 is from k, in logarithms."""
     return abs(math.log(max(run["trained"]["l0"], 0.1) / K))
-
-
-def show_speed(rows: list[dict]) -> None:
-    """The table of the first part."""
-    table = table_of("full training steps", "width family contestant tokens/s peer floor memory")
-    for row in rows:
-        peer = f"{row['to_fastest_peer']:.2f}x" if row["to_fastest_peer"] else ""
-        memory = f"{row['peak_memory'] / 2**20:,.0f} MiB"
-        rate, floor = f"{row['tokens_per_second']:,.0f}", f"{row['to_floor']:.2f}x"
-        table.add_row(f"{row['width']:,}", row["family"], row["contestant"], rate, peer, floor, memory)
-    Console(width=120).print(table)
-
-
-def show_quality(rows: list[dict]) -> None:
-    """The table of the second part: the best run of each tool."""
-    table = table_of("one pass, held-out rows", "family contestant explained L0 dead lr weight tokens/s saved")
-    for row in (row for row in rows if row["best"]):
-        found, saved = row["trained"], row.get("saved")
-        lr = f"{row['lr']:.1e} (x{row['lr_factor']:.2g}{', edge' if row['at_edge'] else ''})"
-        table.add_row(
-            row["family"],
-            row["contestant"],
-            f"{explained(row):.4f}",
-            f"{found['l0']:.1f}{' off k' if row['off_k'] else ''}",
-            f"{found['dead']:.1%}",
-            lr,
-            "" if row["penalty"] is None else f"{row['penalty']:.2g}",
-            f"{row['tokens'] / row['seconds']:,.0f}",
-            f"{saved['explained_variance']:.4f} at L0 {saved['l0']:.1f}" if saved else "",
-        )
-    Console(width=140).print(table)
-
-
-def table_of(title: str, columns: str) -> Table:
-    """An empty table."""
-    table = Table(title=title, box=None)
-    for name in columns.split():
-        table.add_column(name, justify="left" if name in ("family", "contestant") else "right")
-    return table
 
 
 if __name__ == "__main__":

@@ -11,60 +11,70 @@ from lensae import registry
 from lensae.cli.options import JsonOption, SetOption, command_line, examples
 
 EXAMPLES = examples(
-    "train", "train --width 8 --k 64", "train --arch relu --target-l0 40", "train --recipe my-recipe.toml"
+    "train",
+    "train --width 8 --k 64",
+    "train --arch relu --target-l0 40",
+    "train --arch topk --arch batchtopk --k 16 --k 32 --k 64",
+    "train --set smollm2-135m/blocks.15.hook_resid_post --target smollm2-135m/blocks.16.hook_resid_post",
+    "train --recipe my-recipe.toml",
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
 
 
 def command(
-    arch: Annotated[str | None, typer.Option(help=f"One of {FAMILIES}. Default topk.")] = None,
-    width: Annotated[float | None, typer.Option(help="Features, as a multiple of d_model. Default 4.")] = None,
-    k: Annotated[int | None, typer.Option(help="Active features per token (the topk families). Default 32.")] = None,
+    arch: Annotated[list[str] | None, typer.Option(help=f"One of {FAMILIES}. Default topk. *")] = None,
+    width: Annotated[
+        list[float] | None, typer.Option(help="Features, as a multiple of d_model. Default: from the set's size. *")
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option(help="Active features per token (the topk families). Default 32. *")
+    ] = None,
     l1: Annotated[
-        float | None, typer.Option(help="Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1.")
+        list[float] | None, typer.Option(help="Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1. *")
     ] = None,
     target_l0: Annotated[
-        float | None, typer.Option(help="Active features per token to aim at (jumprelu, and in place of --l1).")
+        list[float] | None, typer.Option(help="Active features per token to aim at (jumprelu, in place of --l1). *")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the rows. Default: about 1.5 M tokens in all.")
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Training tokens in all, in place of --epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate. Default: from the budget.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step. Default 2048.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the split, the start and the order. Default 0.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step. Default: from the set's size.")] = None,
+    shuffle_rows: Annotated[int | None, typer.Option(help="Rows shuffled at a time. Default 65,536.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Set of the same tokens whose rows are predicted: a transcoder.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Of the split, the start and the order. Default 0. *")] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file with a [train] table; flags override it.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
     set_name: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a sparse autoencoder on an activation set, streaming from its shards.
+    """Train sparse autoencoders on an activation set, streaming from its shards.
 
     A tenth of the prompts is held out whole; training stops early when those stop improving; the best weights are
-    kept, in the layout that SAELens loads.
-    """
-    from lensae.recipe import load_train
+    kept, in the layout that SAELens loads. An interrupted training goes on when the same command is given again.
 
-    settings = load_train(
-        recipe,
-        arch=arch,
-        width=width,
-        k=k,
-        l1=l1,
-        target_l0=target_l0,
-        epochs=epochs,
-        tokens=tokens,
-        lr=lr,
-        batch=batch,
-        seed=seed,
-    )
-    from lensae.stages.train import train
+    Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("recipe", "name", "set_name", "as_json")}
+    from lensae.recipe import load_sweep
+
+    settings = load_sweep(recipe, **given)
     from lensae.views import train as view
     from lensae.views.console import out
 
     with view.LiveTraining() as watcher:
-        report = train(settings, set_name, name, watcher, command_line())
+        if len(settings) > 1:
+            from lensae.stages.sweep import sweep as run
+            from lensae.views import sweep as view
+        else:
+            from lensae.stages.train import train as run
+
+            settings = settings[0]
+        report = run(settings, set_name, name, watcher, command_line())
     if as_json:
         view.as_json(report)
     else:

@@ -1,7 +1,7 @@
 """transformers' own sdpa attention, with two things of ours: products that fit its size, and documents side by side.
 
 Attention's many tiny products stay on the default library: one decoding step of 64 ragged sequences spends ten times
-as long in attention when they go through oneDNN as everything else does.
+as long in attention when they go through oneDNN as everything else does. Long texts gain from it there too.
 
 Inside `side_by_side(lengths)` a batch is one row in which whole documents stand one after the other, without padding;
 each attends within itself.
@@ -12,7 +12,7 @@ Shapes: B batch, H heads, T tokens, N tokens of all documents, L tokens of one, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import groupby
 
@@ -21,6 +21,7 @@ import torch
 from lensae.model.precision import precision
 
 NAME = "sdpa_lensae"
+LONG = 256  # queries from which on the setting in force pays in attention as well, by measurement
 _lengths: ContextVar[tuple[int, ...] | None] = ContextVar("lengths", default=None)
 
 
@@ -56,20 +57,25 @@ def _attention(module, query, key, value, attention_mask, **kwargs):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     lengths = _lengths.get()
-    with precision("highest"):
-        if lengths is None:
+    if lengths is None:
+        with _products_for(query.shape[2]):
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        kwargs.pop("is_causal", None)
-        parts, first = [], 0
-        for length, run in groupby(lengths):
-            count = len(list(run))
-            part = slice(first, first + count * length)
-            q, k, v = (_documents(x_1HNC[:, :, part], count) for x_1HNC in (query, key, value))
-            window = _window_mask(length, kwargs.get("sliding_window"), query.device)
+    kwargs.pop("is_causal", None)
+    parts, first = [], 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        part = slice(first, first + count * length)
+        q, k, v = (_documents(x_1HNC[:, :, part], count) for x_1HNC in (query, key, value))
+        window = _window_mask(length, kwargs.get("sliding_window"), query.device)
+        with _products_for(length):
             out_BLHC, _weights = sdpa_attention_forward(module, q, k, v, window, **kwargs)
-            parts.append(out_BLHC.reshape(1, count * length, *out_BLHC.shape[2:]))
-            first += count * length
-        return torch.cat(parts, dim=1), None
+        parts.append(out_BLHC.reshape(1, count * length, *out_BLHC.shape[2:]))
+        first += count * length
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _products_for(length: int):
+    return nullcontext() if length >= LONG else precision("highest")
 
 
 def _documents(x_1HNC: torch.Tensor, count: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from lensae.ahead import ahead
 from lensae.allocation import keep_freed_memory, peak_memory
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import LensaeError
+from lensae.errors import LensaeError, UserError
 from lensae.paths import free_bytes, read_set, set_path, store_root
 from lensae.records import PROMPT
 from lensae.stages.capture import Capture
@@ -46,6 +46,8 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
     keep_freed_memory()
     with joined() as ranks:
         progress = (progress if ranks.first else None) or Silent()
+        if ranks.world > 1 and options.corpus == "-":
+            raise UserError("standard input cannot be read by several processes", "put it in a file")
         corpus = load_corpus(options.corpus, options.reading)
         source = models.resolve(options.model)
         steering = find_steering(options.steer, options.sae, source)

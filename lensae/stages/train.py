@@ -11,9 +11,10 @@ from pathlib import Path
 
 from lensae import __version__, registry
 from lensae.durable import write_file
-from lensae.errors import LensaeError
+from lensae.errors import LensaeError, UserError
 from lensae.paths import SaeEntry, SetEntry, safe_name
 from lensae.recipe import TrainRecipe
+from lensae.stages.event_files import EventFile
 from lensae.stages.interrupts import requested
 from lensae.stages.training_data import LOOK_ROWS, Data, open_data
 from lensae.stages.training_folder import TrainingFolder, claim
@@ -90,13 +91,15 @@ def train_all(
         stop = stack.enter_context(requested())
         watcher.begins(data.entry, trainings)
         first = trainings[0]
+        if len({training.plan.batch for training in trainings}) > 1:
+            raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
         stack.enter_context(fast_matmul())
         try:
             fit_all(
                 [training.lane for training in trainings],
                 data.stream(first.recipe, first.plan.batch),
                 data.heldout(first.plan.batch, LOOK_ROWS),
-                _Hooks(trainings, watcher, stop),
+                stack.enter_context(_Hooks(trainings, watcher, stop)),
                 first.recipe.checkpoint_minutes,
             )
             return [_finished(data, training, stop) for training in trainings]
@@ -115,7 +118,7 @@ def _begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | Non
     rows, width = data.split.training.rows, data.reader.width
     settled, plan = complete(recipe, rows, width), make_plan(recipe, rows, width)
     wanted = safe_name(name or default_name(settled, plan.d_sae))
-    facts = {"command": command or default_command(data.entry, recipe, name), **_facts(data, recipe)}
+    facts = {"command": _pinned(command, data.entry, recipe, name), **facts_of(data, recipe)}
     folder = claim(data.entry, wanted, bool(name), facts)
     try:
         settled, plan = state.begun(folder.checkpoint) or (settled, plan)
@@ -141,9 +144,25 @@ def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{start}"
 
 
-def default_command(entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
-    """A command line that trains the recipe, as far as there are options for it."""
-    flags = ("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "seed", "target")
+def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
+    """A command line that trains the recipe on this set, whichever is the current one then; without a `command` what
+    there are options for."""
+    if command:
+        return command if " --set" in command else f"{command} --set {shlex.quote(entry.name)}"
+    flags = (
+        "arch",
+        "width",
+        "k",
+        "l1",
+        "target_l0",
+        "epochs",
+        "tokens",
+        "lr",
+        "batch",
+        "shuffle_rows",
+        "seed",
+        "target",
+    )
     default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
     for key in flags:
         if getattr(recipe, key) != getattr(default, key):
@@ -158,9 +177,19 @@ class _Hooks:
         self.of = {id(training.lane): training for training in trainings}
         self.step, self.watcher, self.stop = watcher.step, watcher, stop
 
+    def __enter__(self) -> _Hooks:
+        paths = {key: training.folder.path / "tensorboard" for key, training in self.of.items()}
+        self.events = {key: EventFile(path, self.of[key].lane.place.history) for key, path in paths.items()}
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        for events in self.events.values():
+            events.close()
+
     def measured(self, lane, line) -> None:
         training = self.of[id(lane)]
         write_metrics(training.folder.path / "metrics.csv", lane.place.history)
+        self.events[id(lane)].add(line)
         self.watcher.epoch(training, line)
 
 
@@ -192,7 +221,7 @@ def _finished(data: Data, training: Training, stop) -> TrainReport | LensaeError
     folder = training.folder
     write_metrics(folder.path / "metrics.csv", fit.history)
     checkpoint.save(folder.path, fit.sae(_metadata(data, training.recipe)))
-    facts = {**_facts(data, training.recipe), **_outcome(data, training, fit)}
+    facts = {**facts_of(data, training.recipe), **_outcome(data, training, fit)}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)
 
@@ -215,7 +244,7 @@ def _metadata(data: Data, recipe: TrainRecipe) -> dict:
     return found | ({"hook_name_out": data.target.entry.manifest["hook"]} if data.target else {})
 
 
-def _facts(data: Data, recipe: TrainRecipe) -> dict:
+def facts_of(data: Data, recipe: TrainRecipe) -> dict:
     """What decides a training."""
     target = {"target": _set(data.target.entry)} if data.target else {}
     return {"recipe": asdict(recipe), "set": _set(data.entry), **target}

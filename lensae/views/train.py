@@ -12,6 +12,7 @@ from rich.text import Text
 from lensae import registry
 from lensae.stages.train import Watcher
 from lensae.views.console import err, print_json
+from lensae.views.curves import of_training
 
 PLAIN_EVERY_S = 3.0
 SHOWN_LINES = 16
@@ -39,30 +40,45 @@ class LiveTraining(Watcher):
     def begins(self, entry, trainings: list) -> None:
         """Say what will be trained, and why these numbers."""
         self.plan, self.several = trainings[0].plan, len(trainings) > 1
-        self.width = max(len(training.name) for training in trainings)
+        self.count = len(trainings)
         self.tokens = self.before = min(training.lane.place.tokens for training in trainings)
         self.losses, self.started = [], time.monotonic()
         named = "" if self.several else f"   [dim]SAE[/] {trainings[0].name}"
         self.console.print(f"[dim]set[/] {entry.name}{named}")
+        self._describe(entry, trainings)
         for training in trainings:
-            self._describe(entry, training)
+            for line in training.lane.place.history:
+                self._add(training, line)
         if self.console.is_terminal:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
-    def _describe(self, entry, training) -> None:
-        recipe, plan, place = training.settled, training.plan, training.lane.place
-        sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-        what = f"[dim]SAE[/] {training.name}  " if self.several else ""
+    def _describe(self, entry, trainings: list) -> None:
+        recipe, plan, place = trainings[0].settled, trainings[0].plan, trainings[0].lane.place
+        if self.several:
+            names = ", ".join(training.name for training in trainings)
+            self.console.print(f"{len(trainings)} SAEs on one pass over the rows: {names}")
+            what = ""
+        else:
+            sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
+            what = (
+                f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
+            )
         self.console.print(
-            f"{what}{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
-            f"{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
+            f"{what}{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
             f"learning rate {plan.lr:g}, seed {recipe.seed}"
         )
+        if not self.several:
+            self._explain(trainings[0].recipe, plan, entry.manifest["width"])
         if place.step:
             self.console.print(f"going on from step {place.step:,} of {plan.steps:,} ({place.tokens:,} tokens)")
-        for line in place.history:
-            self._add(training, line)
+
+    def _explain(self, recipe, plan, d_model: int) -> None:
+        from lensae.sae.plan import explain
+
+        *why, took = explain(recipe, plan, d_model)
+        for line in ["; ".join(why), took] if why else [took]:
+            self.console.print(f"[dim]{line}[/]", soft_wrap=True)
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """Count the rows and keep the latest losses."""
@@ -75,7 +91,7 @@ class LiveTraining(Watcher):
         """One more line of the table."""
         row = self._add(training, line)
         last = line.step == training.plan.steps
-        due = time.monotonic() - self.told.get(training.name, 0.0) > PLAIN_EVERY_S
+        due = time.monotonic() - self.told.get(training.name, 0.0) > PLAIN_EVERY_S * self.count
         if self.live is None and (last or due):
             self.told[training.name] = time.monotonic()
             name = f"{training.name} " if self.several else ""
@@ -130,10 +146,13 @@ def show(console, report, next_step: bool = True) -> None:
         f"({report.fit.stopped}, {report.fit.seconds:,.0f} s)"
     )
     console.print(f"[dim]in[/] {report.sae.path}", soft_wrap=True)
+    for path in of_training(report):
+        console.print(f"[dim]curves[/] {path}", soft_wrap=True)
     if next_step:
         console.print("[dim]next:[/] python main.py evaluate, python main.py index")
 
 
 def as_json(report) -> None:
     """training.json, with the SAE's name and place."""
-    print_json({"sae": report.sae.name, "path": report.sae.path, **report.sae.training})
+    figures = of_training(report)
+    print_json({"sae": report.sae.name, "path": report.sae.path, "figures": figures, **report.sae.training})

@@ -3,7 +3,7 @@
     lr          top_k, batch_top_k: None, that is 2e-4 / sqrt(F / 2^14) ("auto-select", trainers/top_k.py);
                 standard: 1e-3 (README's example, and default); jumprelu 7e-5, gated 5e-5 (defaults)
     normalize_activations=True   unit mean squared norm, "very helpful for hyperparameter transfer" (README)
-    l1_penalty  0.1 (default of StandardTrainer and GatedSAETrainer); target_l0 = k, sparsity_penalty 1 (JumpReluTrainer)
+    l1_penalty  0.1 (default of StandardTrainer and GatedSAETrainer); jumprelu: target_l0 = k, penalty 1
     warm-ups    the defaults (1,000 steps for the rate, 2,000 for the penalty) are longer than the pass, and a trainer
                 refuses them then: here 5 % and 10 % of the steps; decay over the last 20 % (DECAY_START_FRACTION = 0.8
                 of the dictionary_learning_demo that the README points to)
@@ -13,10 +13,14 @@ The auxiliary loss is on at its default weight, 1/32; its window is 10 million t
 
 from __future__ import annotations
 
+import sys
+
 from trains_shared import Job, serve_trainings
 
 FIXED_LR = {"relu": 1e-3, "jumprelu": 7e-5, "gated": 5e-5}
 L1 = 0.1
+# nnsight, which the package imports and a training does not use, brings a torchvision that may not fit this torch.
+sys.modules["torchvision"] = None
 
 
 class DictionaryTraining:

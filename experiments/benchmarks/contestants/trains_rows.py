@@ -19,7 +19,7 @@ from lensae.paths import find_set
 from lensae.stages.collect import CollectOptions, collect
 from lensae.store.reader import SetReader
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
 TEXTS = (ROOT.parent / "shared" / "data" / "mixed.jsonl",)
 CORPORA = sorted((ROOT / "corpora").glob("*.jsonl"))

@@ -1,0 +1,42 @@
+"""TensorBoard event files beside metrics.csv, where the tensorboard package is there; nothing otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+NOT_DRAWN = ("epoch", "step", "tokens", "losses", "best")
+
+
+def available() -> bool:
+    """Whether event files can be written."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class EventFile:
+    """The measurements of one training by tokens, written anew from its history and then line by line."""
+
+    def __init__(self, folder: Path, history: list):
+        self.writer = None
+        if available():
+            from torch.utils.tensorboard import SummaryWriter
+
+            shutil.rmtree(folder, ignore_errors=True)
+            self.writer = SummaryWriter(str(folder), flush_secs=10)
+            for line in history:
+                self.add(line)
+
+    def add(self, line) -> None:
+        """One more measurement."""
+        if self.writer is not None:
+            values = {name: value for name, value in asdict(line).items() if name not in NOT_DRAWN}
+            values |= {f"loss/{name}": value for name, value in line.losses.items()}
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, line.tokens)
+
+    def close(self) -> None:
+        """Write what is held back."""
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,169 @@
+"""sweep: many SAEs on one pass over the stream, and which of them is worth going on with."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lensae.durable import read_json, write_file, write_json
+from lensae.errors import LensaeError
+from lensae.paths import SaeEntry, list_saes, safe_name
+from lensae.recipe import TrainRecipe
+from lensae.stages.train import Watcher, default_name, facts_of, train_all
+from lensae.stages.training_data import Data, open_data
+from lensae.store.writer import now
+
+ALIKE = 1.05  # L0s within this factor of one another are compared by explained variance alone
+BEND = 0.02  # of the front's rise: what lies no farther above the line between its ends is no bend
+RULES = {
+    "alike": "the highest explained variance, as all have much the same L0",
+    "straight": "the highest explained variance, as the front has no bend",
+    "bend": "the bend of the front: farthest above the line from its first to its last, over log L0",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance."""
+
+    name: str
+    arch: str
+    d_sae: int
+    recipe: dict
+    l0: float
+    explained_variance: float
+    dead_share: float
+    seconds: float
+    front: bool = False
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What a sweep came to; `failed` says why an SAE could not be trained."""
+
+    set_name: str
+    folder: Path
+    points: tuple[Point, ...]
+    winner: Point | None
+    rule: str
+    reused: int
+    failed: dict[str, str]
+
+
+def sweep(
+    recipes: list[TrainRecipe],
+    set_name: str | None = None,
+    name: str | None = None,
+    watcher: Watcher | None = None,
+    command: str | None = None,
+) -> SweepReport:
+    """Train every recipe on one pass over the stream and compare what they came to.
+
+    The recipes share what decides the rows: seed, batch, epochs. An SAE that the same recipe has made from the same
+    rows is taken as it is, and an unfinished one gone on with. Writes sweep.json and metrics.csv to
+    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs.
+    """
+    data = open_data(recipes[0], set_name)
+    distinct = _distinct(data, recipes)
+    there = {own: _trained(data, recipe) for own, recipe in distinct.items()}
+    missing = [(recipe, f"{name}-{own}" if name else None) for own, recipe in distinct.items() if not there[own]]
+    reports = train_all(data, missing, watcher, command) if missing else []
+    made = dict(zip([own for own in distinct if not there[own]], reports, strict=True))
+    saes = [there[own] or made[own].sae for own in distinct if not isinstance(made.get(own), LensaeError)]
+    failed = {own: str(error) for own, error in made.items() if isinstance(error, LensaeError)}
+    points = marked([_point(sae) for sae in saes])
+    best, rule = winner(points)
+    digest = hashlib.sha256(json.dumps([asdict(r) for r in distinct.values()]).encode()).hexdigest()[:8]
+    folder = data.entry.path / "sweeps" / safe_name(name or digest)
+    reused = sum(sae is not None for sae in there.values())
+    report = SweepReport(data.entry.name, folder, tuple(points), best, rule, reused, failed)
+    _write(report, saes)
+    return report
+
+
+def _distinct(data: Data, recipes: list[TrainRecipe]) -> dict[str, TrainRecipe]:
+    """By default name: recipes that differ only in what their family does not use are one SAE."""
+    from lensae.sae.plan import complete, make_plan
+
+    found: dict[str, TrainRecipe] = {}
+    rows, width = data.split.training.rows, data.reader.width
+    for recipe in recipes:
+        plan = make_plan(recipe, rows, width)
+        found.setdefault(default_name(complete(recipe, rows, width), plan.d_sae), recipe)
+    return found
+
+
+def _trained(data: Data, recipe: TrainRecipe) -> SaeEntry | None:
+    """An SAE that the recipe has made from these rows."""
+    facts = json.loads(json.dumps(facts_of(data, recipe)))
+    for sae in list_saes(data.entry):
+        if sae.completed_at and all(sae.training.get(key) == facts.get(key) for key in ("recipe", "set", "target")):
+            return sae
+    return None
+
+
+def _point(sae: SaeEntry) -> Point:
+    training = sae.training if "heldout" in sae.training else read_json(sae.path / "training.json")
+    held, recipe = training["heldout"], training["recipe"]
+    figures = (held["l0"], held["explained_variance"], held["dead_share"], training["seconds"])
+    return Point(sae.name, recipe["arch"], training["plan"]["d_sae"], recipe, *figures)
+
+
+def marked(points: list[Point]) -> list[Point]:
+    """The points by rising L0, with those marked that no other beats in both (the Pareto front)."""
+    found, best = [], -math.inf
+    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance)):
+        front = point.explained_variance > best
+        best = max(best, point.explained_variance)
+        found.append(Point(**{**vars(point), "front": front}))
+    return found
+
+
+def winner(points: list[Point]) -> tuple[Point | None, str]:
+    """The point to go on with, and by which rule it was chosen."""
+    front = [point for point in points if point.front]
+    if not front:
+        return None, ""
+    highest = front[-1]
+    if max(p.l0 for p in points) <= ALIKE * min(p.l0 for p in points):
+        return highest, RULES["alike"]
+    x = [math.log(max(point.l0, 1e-9)) for point in front]
+    slope = (highest.explained_variance - front[0].explained_variance) / ((x[-1] - x[0]) or 1.0)
+    lines = [front[0].explained_variance + slope * (at - x[0]) for at in x]
+    above = [point.explained_variance - line for point, line in zip(front, lines, strict=True)]
+    if max(above) <= BEND * (highest.explained_variance - front[0].explained_variance):
+        return highest, RULES["straight"]
+    return front[above.index(max(above))], RULES["bend"]
+
+
+def _write(report: SweepReport, saes: list[SaeEntry]) -> None:
+    import io
+
+    rows = [
+        {"sae": sae.name, **row}
+        for sae in saes
+        for row in csv.DictReader((sae.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
+    ]
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    table.writeheader()
+    table.writerows(rows)
+    write_file(report.folder / "metrics.csv", text.getvalue().encode())
+    write_json(report.folder / "sweep.json", summary(report))
+
+
+def summary(report: SweepReport) -> dict:
+    """The report as plain values."""
+    return {
+        "completed_at": now(),
+        "set": report.set_name,
+        "folder": str(report.folder),
+        "saes": [asdict(point) for point in report.points],
+        "winner": report.winner.name if report.winner else None,
+        "rule": report.rule,
+        "failed": report.failed,
+    }

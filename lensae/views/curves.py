@@ -1,0 +1,41 @@
+"""The course of a training as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lensae.views.figures import _save
+
+PANELS = (
+    ("loss", "loss in training"),
+    ("explained_variance", "explained variance"),
+    ("l0", "L0"),
+    ("dead_share", "share of features\nthat never fire"),
+)
+
+
+def of_training(report) -> list[Path]:
+    """Loss, explained variance, L0 and dead features over tokens, `figures/training.png` beside the SAE."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, PercentFormatter
+
+    history = report.fit.history
+    tokens = [line.tokens for line in history]
+    best = max((line for line in history if line.best), key=lambda line: line.step)
+    figure, rows = pyplot.subplots(len(PANELS), 1, sharex=True, figsize=(7, 7.5), dpi=140)
+    for axes, (name, label) in zip(rows, PANELS, strict=True):
+        axes.plot(tokens, [getattr(line, name) for line in history], color="#3a6ea5", marker="o", markersize=3)
+        axes.plot(best.tokens, getattr(best, name), color="#e07a3f", marker="o", markersize=7)
+        axes.set_ylabel(label, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[2].set_ylim(0, 1.2 * max(line.l0 for line in history) or 1)
+    rows[3].set_ylim(-0.0005, max(0.01, 1.2 * max(line.dead_share for line in history)))
+    rows[3].yaxis.set_major_formatter(PercentFormatter(1))
+    rows[0].set_title(f"{report.sae.name}: held-out rows but for the loss; orange: what was kept", fontsize=10)
+    rows[-1].set_xlabel("training tokens")
+    rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.align_ylabels()
+    return [_save(figure, report.sae.path / "figures" / "training.png")]
