@@ -3,6 +3,7 @@
     <store>/<model>/<hook>/                 an activation set   (manifest.json, shards/)
     <store>/<model>/<hook>/saes/<name>/     an SAE              (cfg.json, sae_weights.safetensors, training.json)
     <store>/<model>/<hook>/saes/<name>/index/   its feature index
+    <store>/<model>/<hook>/sweeps/<name>/   a comparison of SAEs that were trained together
 
 The store is `./store`, or what LENSAE_STORE names.
 """

@@ -18,7 +18,8 @@ from lensae.recipe import TrainRecipe, load_train
 from lensae.sae import checkpoint, functional
 from lensae.sae.base import SAE
 from lensae.sae.evaluate import Accumulator
-from lensae.sae.fit import Hooks, fit, measure
+from lensae.sae.fit import Hooks, fit
+from lensae.sae.measure import measure
 from lensae.sae.plan import learning_rate, make_plan
 from lensae.sae.training import DeadFeatures
 

@@ -12,9 +12,9 @@ the worst turn: a line where that is not about 0 was disturbed.
 Quality: one pass over the training rows, the same tokens for all; explained variance, L0 and dead features on the
 held-out rows by one and the same code; "typical" leaves out the few rows of massive norm, which hold much of the
 variance; "saved" is what the SAE does as it is kept for use, where that differs. Each learning rate is the tool's
-documented one times the factors of a small grid; where sparsity has a weight and no k, the weight is searched for
-L0 = k as well. Shown is the best explained variance among the runs whose L0 is within a fifth of k, or, if there is
-none, the run closest to it ("off k").
+documented one times the factors of a small grid, which goes on upwards while its highest is the best; where sparsity
+has a weight and no k, the weight is searched for L0 = k as well. Shown is the best explained variance among the runs
+whose L0 is within a fifth of k, or, if there is none, the run closest to it ("off k").
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ TIMED_STEPS = {4608: 8, 18432: 3}
 WARM_STEPS = 3
 TOLERANCE = 0.2  # of k: how far L0 may be off
 PENALTY_TRIES = 3
+HIGHEST_FACTOR = 90  # of the learning rate: beyond it none is tried
 
 
 @dataclass(frozen=True)
@@ -166,32 +167,49 @@ def qualities(name: str, tool: Tool, family: str, settings: dict, options, log: 
     """Every run of one tool in one family, the one to show marked `best`."""
     with started([contestant(name, tool, settings, log)]) as [one]:
         runs = search(one, tool, family, settings["training"] // BATCH, options.tries)
-    near = [run for run in runs if abs(run["trained"]["l0"] / K - 1) <= TOLERANCE]
-    best = max(near, key=explained) if near else min(runs, key=distance)
+    best = choose(runs)
+    factors = [run["lr_factor"] for run in runs]
     for run in runs:
-        run["best"], run["off_k"] = run is best, run not in near
-        run["at_edge"] = run["lr_factor"] in (tool.lr_factors[0], tool.lr_factors[-1])
+        run["best"], run["off_k"] = run is best, not near(run)
+        run["at_edge"] = run["lr_factor"] in (min(factors), max(factors))
     return [{"family": family, "contestant": name, **run} for run in runs]
 
 
+def near(run: dict) -> bool:
+    """Whether its L0 is close enough to k."""
+    return abs(run["trained"]["l0"] / K - 1) <= TOLERANCE
+
+
+def choose(runs: list[dict]) -> dict:
+    """The best explained variance among those near k, or the run that is closest to it."""
+    comparable = [run for run in runs if near(run)]
+    return max(comparable, key=explained) if comparable else min(runs, key=distance)
+
+
 def search(one: Contestant, tool: Tool, family: str, steps: int, tries: int) -> list[dict]:
-    """The runs of one contestant: every learning rate; where there is a weight, also weights towards L0 = k, each rate
-    beginning with the last one's."""
+    """The runs of one contestant: every learning rate, and higher ones while the highest is the best."""
     runs: list[dict] = []
-    penalty = None
-    for factor in tool.lr_factors:
-        tried: list[tuple[float, float]] = []
-        for _ in range(tries if family in tool.weighed else 1):
-            case = {"part": "quality", "job": job(family, QUALITY_WIDTH, steps, lr_factor=factor, penalty=penalty)}
-            run = {"lr_factor": factor, **one.turn(case)}
-            runs.append(run)
-            if run["penalty"] is None:
-                break
-            tried.append((run["penalty"], run["trained"]["l0"]))
-            if abs(run["trained"]["l0"] / K - 1) <= TOLERANCE:
-                penalty = run["penalty"]
-                break
-            penalty = next_penalty(tried)
+    factors = list(tool.lr_factors)
+    weight = None
+    for factor in factors:
+        found = weighed(one, family, steps, factor, weight, tries if family in tool.weighed else 1)
+        weight = min(found, key=distance)["penalty"]
+        runs += found
+        if factor == factors[-1] and factor < HIGHEST_FACTOR and choose(runs)["lr_factor"] == factor:
+            factors.append(3 * factor)
+    return runs
+
+
+def weighed(one: Contestant, family: str, steps: int, factor: float, weight: float | None, tries: int) -> list[dict]:
+    """The runs of one learning rate: with several tries, at weights of the sparsity that move towards L0 = k, from
+    `weight` on (None: the documented one)."""
+    runs: list[dict] = []
+    for _ in range(tries):
+        case = {"part": "quality", "job": job(family, QUALITY_WIDTH, steps, lr_factor=factor, penalty=weight)}
+        runs.append({"lr_factor": factor, **one.turn(case)})
+        if near(runs[-1]) or runs[-1]["penalty"] is None:
+            break
+        weight = next_penalty([(run["penalty"], run["trained"]["l0"]) for run in runs])
     return runs
 
 

@@ -13,26 +13,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
-from lensae.errors import LensaeError
 from lensae.recipe import TrainRecipe
 from lensae.sae import state
 from lensae.sae.base import SAE
-from lensae.sae.evaluate import Accumulator, Reconstruction
+from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
 from lensae.sae.kernels import keep_large_buffers
 from lensae.sae.lane import Lane, Measured
+from lensae.sae.measure import Batch, measure_all, tensors
 from lensae.sae.plan import Plan
 
-Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 Batches = Callable[[int, int], Iterator[Batch]]
 SAMPLE_ROWS = 16384
-
-
-class NotFinite(LensaeError):
-    """Rows that are to be learnt from hold values that are not numbers."""
 
 
 @dataclass
@@ -116,7 +110,7 @@ def _start(lanes: list[Lane], train_rows: Batches) -> None:
 
 def _sample(batches: Iterator[Batch]) -> list[torch.Tensor]:
     parts, rows = [], 0
-    for batch in map(_tensors, batches):
+    for batch in map(tensors, batches):
         parts.append(batch)
         rows += len(batch[0])
         if rows >= SAMPLE_ROWS:
@@ -132,7 +126,7 @@ def _epoch(going: list[Lane], train_rows, heldout_rows, hooks: Hooks, keeper: _K
     with _closing(train_rows(epoch, first)) as batches:
         for number, batch in enumerate(batches, first):
             learning = [lane for lane in here if lane.at(epoch, number) and lane.place.step < lane.plan.steps]
-            rows = _tensors(batch)
+            rows = tensors(batch)
             losses = _learn(learning, rows)
             lines = _look([lane for lane in learning if not lane.done and lane.due], heldout_rows)
             for lane in learning:
@@ -183,7 +177,7 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     lane.trainer.load_state_dict(lane.best)
     lane.trainer.eval()
     with lane.own_random():
-        lane.trainer.calibrate(lambda: (rows[0] * lane.scales[0] for rows in map(_tensors, heldout_rows())))
+        lane.trainer.calibrate(lambda: (rows[0] * lane.scales[0] for rows in map(tensors, heldout_rows())))
     [(found, _loss)] = measure_all([lane], heldout_rows())
     return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds)
 
@@ -217,41 +211,3 @@ def _closing(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
         yield batches
     finally:
         getattr(batches, "close", lambda: None)()
-
-
-def _tensors(batch: Batch) -> list[torch.Tensor]:
-    """Input rows, and target rows if there are any; raises NotFinite when they are no numbers."""
-    rows = [torch.from_numpy(rows_BD) for rows_BD in (batch if isinstance(batch, tuple) else (batch,))]
-    if not all(math.isfinite(float(rows_BD.sum())) for rows_BD in rows):
-        raise NotFinite("the activations are not finite", "python main.py store verify")
-    return rows
-
-
-def measure(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> tuple[Reconstruction, float]:
-    """A trainer's figures on rows in the units of the store, and its mean loss there."""
-    [found] = _measure([(trainer, scales)], batches)
-    return found
-
-
-def measure_all(lanes: list[Lane], batches: Iterable[Batch]) -> list[tuple[Reconstruction, float]]:
-    """The same of every lane, each batch read once."""
-    return _measure([(lane.trainer, lane.scales) for lane in lanes], batches)
-
-
-@torch.no_grad()
-def _measure(trainers: list[tuple[torch.nn.Module, tuple[float, ...]]], batches) -> list[tuple[Reconstruction, float]]:
-    sums: list[Accumulator] = []
-    losses, seen = [0.0] * len(trainers), 0
-    for trainer, _scales in trainers:
-        trainer.eval()
-    for rows in map(_tensors, batches):
-        for number, (trainer, scales) in enumerate(trainers):
-            step = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)))
-            if len(sums) <= number:
-                sums.append(Accumulator(rows[-1].shape[1], step.features.shape[1]))
-            sums[number].add(rows[-1], step.x_hat_BD / scales[-1], step.features.count_F())
-            losses[number] += float(sum(step.losses.values())) * len(rows[-1])
-        seen += len(rows[-1])
-    if not seen:
-        raise LensaeError("there are no held-out rows to measure on", "collect more than one prompt")
-    return [(total.result(), loss / seen) for total, loss in zip(sums, losses, strict=True)]

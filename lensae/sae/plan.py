@@ -18,7 +18,7 @@ LARGE_BATCH_ROWS = 3_000_000
 PATIENCE_S = 3600  # a width is chosen by itself only when the training then takes no longer
 # Encoder products (2 D F a row) that a core gets through in a second of training, all else included: topk, D 576,
 # F 2304, two cores of an AMD Zen 5.
-CORE_FLOPS = 18e9
+CORE_FLOPS = 30e9
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lensae.durable import read_json, write_file, write_json
+from lensae.durable import read_json, write_json
 from lensae.errors import LensaeError
 from lensae.paths import SaeEntry, list_saes, safe_name
 from lensae.recipe import TrainRecipe
-from lensae.stages.train import Watcher, default_name, facts_of, train_all
+from lensae.stages.train import Watcher, default_name, train_all
 from lensae.stages.training_data import Data, open_data
+from lensae.stages.training_facts import facts_of, write_csv
 from lensae.store.writer import now
 
 ALIKE = 1.05  # L0s within this factor of one another are compared by explained variance alone
@@ -141,18 +142,12 @@ def winner(points: list[Point]) -> tuple[Point | None, str]:
 
 
 def _write(report: SweepReport, saes: list[SaeEntry]) -> None:
-    import io
-
     rows = [
         {"sae": sae.name, **row}
         for sae in saes
         for row in csv.DictReader((sae.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
     ]
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    table.writeheader()
-    table.writerows(rows)
-    write_file(report.folder / "metrics.csv", text.getvalue().encode())
+    write_csv(report.folder / "metrics.csv", rows)
     write_json(report.folder / "sweep.json", summary(report))
 
 

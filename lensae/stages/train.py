@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from lensae import __version__, registry
-from lensae.durable import write_file
+from lensae import registry
 from lensae.errors import LensaeError, UserError
 from lensae.paths import SaeEntry, SetEntry, safe_name
 from lensae.recipe import TrainRecipe
 from lensae.stages.event_files import EventFile
 from lensae.stages.interrupts import requested
 from lensae.stages.training_data import LOOK_ROWS, Data, open_data
+from lensae.stages.training_facts import facts_of, metadata, outcome, write_metrics
 from lensae.stages.training_folder import TrainingFolder, claim
-from lensae.store.writer import now
+
+SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,11 @@ def train_all(
 ) -> list[TrainReport | LensaeError]:
     """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail."""
     from lensae.model.precision import fast_matmul
-    from lensae.sae.fit import NotFinite, fit_all
+    from lensae.sae.fit import fit_all
+    from lensae.sae.measure import NotFinite
 
     watcher = watcher or Watcher()
+    _check_shared([recipe for recipe, _name in wanted])
     with ExitStack() as stack:
         trainings = [stack.enter_context(_begun(data, recipe, name, command)) for recipe, name in wanted]
         stop = stack.enter_context(requested())
@@ -105,6 +105,13 @@ def train_all(
             return [_finished(data, training, stop) for training in trainings]
         except NotFinite as error:
             raise data.explain_not_finite(error) from None
+
+
+def _check_shared(recipes: list[TrainRecipe]) -> None:
+    for name in SHARED:
+        values = {getattr(recipe, name) for recipe in recipes}
+        if len(values) > 1:
+            raise UserError(f"SAEs on one pass cannot differ in {name}: {values}", "train them one by one")
 
 
 @contextmanager
@@ -193,18 +200,6 @@ class _Hooks:
         self.watcher.epoch(training, line)
 
 
-def write_metrics(path: Path, history: list) -> None:
-    """metrics.csv: a line per measurement, the parts of the loss in columns of their own."""
-    rows = [asdict(line) for line in history]
-    for row in rows:
-        row.update({f"loss_{name}": value for name, value in row.pop("losses").items()})
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
-
-
 def _finished(data: Data, training: Training, stop) -> TrainReport | LensaeError:
     """Calibrated, measured on all held-out rows and saved."""
     from lensae.sae import checkpoint
@@ -220,55 +215,7 @@ def _finished(data: Data, training: Training, stop) -> TrainReport | LensaeError
         return error
     folder = training.folder
     write_metrics(folder.path / "metrics.csv", fit.history)
-    checkpoint.save(folder.path, fit.sae(_metadata(data, training.recipe)))
-    facts = {**facts_of(data, training.recipe), **_outcome(data, training, fit)}
+    checkpoint.save(folder.path, fit.sae(metadata(data, training.recipe)))
+    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit)}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)
-
-
-def _metadata(data: Data, recipe: TrainRecipe) -> dict:
-    """What goes into cfg.json's metadata, under SAELens' own names where it has one."""
-    manifest = data.entry.manifest
-    corpora = sorted({p["spec"]["corpus"] for p in manifest["passes"]})
-    found = {
-        "model_name": manifest["model"]["name"],
-        "hook_name": manifest["hook"],
-        "hook_head_index": None,
-        "dataset_path": ", ".join(corpora),
-        "prepend_bos": True,
-        "exclude_special_tokens": True,
-        "training_architecture": recipe.arch,
-        "model_weights_sha256": manifest["model"]["weights_sha256"],
-        "lensae_version": __version__,
-    }
-    return found | ({"hook_name_out": data.target.entry.manifest["hook"]} if data.target else {})
-
-
-def facts_of(data: Data, recipe: TrainRecipe) -> dict:
-    """What decides a training."""
-    target = {"target": _set(data.target.entry)} if data.target else {}
-    return {"recipe": asdict(recipe), "set": _set(data.entry), **target}
-
-
-def _set(entry: SetEntry) -> dict:
-    return {
-        "name": entry.name,
-        "hook": entry.manifest["hook"],
-        "rows": entry.rows,
-        "model": entry.manifest["model"],
-        "shards_sha256": [shard["sha256"] for shard in entry.manifest["shards"]],
-    }
-
-
-def _outcome(data: Data, training: Training, fit) -> dict:
-    return {
-        "completed_at": now(),
-        "stopped": fit.stopped,
-        "plan": asdict(training.plan),
-        "scale": fit.scales[0],
-        "target_scale": fit.scales[-1],
-        "heldout": {k: v for k, v in vars(fit.heldout).items() if k != "density"},
-        "heldout_limit": data.split.limit,
-        "epochs_run": max(line.epoch for line in fit.history),
-        "seconds": round(fit.seconds, 3),
-    }

@@ -16,7 +16,8 @@ from lensae.views.curves import of_training
 
 PLAIN_EVERY_S = 3.0
 SHOWN_LINES = 16
-COLUMNS = ("epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
+COLUMNS = ("SAE", "epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
+OF_ONE, OF_EACH = range(1, len(COLUMNS)), (0, 1, 2, 3, 6, 7, 8, 10)  # the columns of a single one, and of several
 
 
 class LiveTraining(Watcher):
@@ -122,10 +123,13 @@ class LiveTraining(Watcher):
 
     def _view(self, done: bool = False) -> Group:
         table = Table(box=None, pad_edge=False)
-        for column in ("SAE", *COLUMNS) if self.several else COLUMNS:
-            table.add_column(column, justify="left" if column in ("SAE", "parts", "") else "right")
-        for row in self.rows[-SHOWN_LINES:]:
-            table.add_row(*(row if self.several else row[1:]))
+        chosen = OF_EACH if self.several else OF_ONE
+        for column in (COLUMNS[i] for i in chosen):
+            side = "left" if column in ("SAE", "parts", "") else "right"
+            table.add_column(column, justify=side, no_wrap=column == "SAE")
+        latest = {row[0]: row for row in self.rows}
+        for row in list(latest.values()) if self.several else self.rows[-SHOWN_LINES:]:
+            table.add_row(*(row[i] for i in chosen))
         if done:
             return Group(table)
         elapsed = time.monotonic() - self.started

@@ -6,7 +6,8 @@
     l1_coefficient=5, l1_warm_up_steps = steps // 20   the same sample run (standard); gated: the same coefficient
     jumprelu                      the page's "tanh" example, all its numbers; its own remark on the other loss: it
                                   "requires training on a large number of tokens to work well, ideally 2 billion"
-    use_sparse_activations=False  the default. On CPUs the sparse form, meant to save memory, is no setting of the page.
+    use_sparse_activations=False  the default; with True the trainer stops on CPUs, in clip_grad_norm_ (aten::view is
+                                  not there for SparseCPU; sae-lens 6.54.12, torch 2.13)
 The auxiliary loss is on at its default weight; with the default window (1,000 steps) no feature counts as dead sooner.
 """
 
