@@ -69,7 +69,17 @@ def test_links_lead_somewhere(path):
 
 def test_no_machine_paths():
     for path in ROOT.rglob("*"):
-        skipped = {".venv", ".git", "store", "results", "__pycache__", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+        skipped = {
+            ".venv",
+            ".peers",
+            ".git",
+            "store",
+            "results",
+            "__pycache__",
+            ".ruff_cache",
+            ".pytest_cache",
+            ".hypothesis",
+        }
         if (
             path.is_file()
             and not skipped & set(path.relative_to(ROOT).parts)
