@@ -290,6 +290,21 @@ def _like_numpys_pca(found: dict, training: np.ndarray, x: torch.Tensor) -> None
     assert found["baseline_training_rows"] == len(t)
 
 
+def test_a_sweep_recovers_what_each_evaluation_finds(copied, monkeypatch):
+    from lensae.recipe import TrainRecipe
+    from lensae.stages import evaluate, sweep
+
+    monkeypatch.setattr(sweep, "CE_TOKENS", 10**9)
+    monkeypatch.setattr(evaluate, "CE_TOKENS", 10**9)
+    recipes = [TrainRecipe(width=4, k=k, epochs=2, batch=512) for k in (4, 16)]
+    report = sweep.sweep(recipes)
+    assert len(report.points) == 2 and not report.no_losses
+    for point in report.points:
+        alone = evaluate.evaluate(sae_name=point.name)
+        assert point.ce_recovered == pytest.approx(alone.loss.ce_recovered, rel=1e-4)
+        assert point.mse == pytest.approx(alone.figures["mse"], rel=1e-4)
+
+
 def test_losses_are_those_of_one_sequence_at_a_time(use_trained):
     from lensae.model.score import next_token_logprobs
     from lensae.stages.models import load_model_of

@@ -105,6 +105,7 @@ FAMILIES = [
     {"arch": "tied-l1"},
     {"arch": "gated", "target_l0": 4},
     {"arch": "jumprelu"},
+    {"arch": "topk", "average": 0.9, "resample": 3},
 ]
 
 
@@ -521,7 +522,7 @@ def test_a_sweep_takes_what_is_there_and_says_what_failed(toy, monkeypatch):
 
 
 def point(l0: float, ev: float) -> Point:
-    return Point(f"{l0:g}", "topk", 8, {}, l0, ev, 0.0, 1.0)
+    return Point(f"{l0:g}", "topk", 8, {}, l0, ev, 0.1, 0.0, 1.0)
 
 
 def on_front_by_definition(points: list[Point]) -> set[str]:
@@ -575,14 +576,20 @@ def test_a_sweep_on_the_command_line(toy, lensae):
         "topk",
         "--arch",
         "relu",
+        "--l1",
+        0.05,
+        "--l1",
+        0.1,
     )
     status, out, err = lensae("train", *options)
     assert status == 0, err
     assert "is the winner: the bend of the front" in out and "relu-32-l1-0.1" in out, out
     status, out, _err = lensae("train", *options, "--json")
     found = json.loads(out)
-    assert status == 0 and len(found["saes"]) == 4 and found["winner"] in {one["name"] for one in found["saes"]}
-    assert Path(found["figure"]).read_bytes().startswith(b"\x89PNG")
+    assert status == 0 and len(found["saes"]) == 5 and found["winner"] in {one["name"] for one in found["saes"]}
+    assert [Path(path).name for path in found["figures"]] == ["pareto.png", "l1.png"]
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in found["figures"])
+    assert all(one["ce_recovered"] is None for one in found["saes"]) and "made-up" in found["no_losses"]
     folder = Path(found["folder"])
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -156,8 +156,11 @@ def _look(lanes: list[Lane], heldout_rows) -> list[tuple[Lane, Measured]]:
     """Measure the lanes on the held-out rows."""
     for lane in lanes:
         lane.torn = True
-    found = measure_all(lanes, heldout_rows()) if lanes else []
-    return [(lane, lane.note(*one)) for lane, one in zip(lanes, found, strict=True)]
+    with ExitStack() as stack:
+        for lane in lanes:
+            stack.enter_context(lane.for_use())
+        found = measure_all(lanes, heldout_rows()) if lanes else []
+        return [(lane, lane.note(*one)) for lane, one in zip(lanes, found, strict=True)]
 
 
 def _tell(hooks: Hooks, rows: int, losses: list[dict[str, float]], lines: list[tuple[Lane, Measured]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import torch
 
 from lensae.errors import LensaeError
 from lensae.recipe import TrainRecipe
+from lensae.sae import resampling
+from lensae.sae.averaging import Average
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.plan import Plan, learning_rate
 
@@ -81,8 +83,11 @@ class Lane:
         torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
         self.trainer = make_trainer(plan.dead_window)
         self.random = torch.get_rng_state()
-        self.optimizer = torch.optim.Adam(self.trainer.parameters(), lr=plan.lr, betas=(0.9, 0.999), fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.trainer.parameters(), lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True
+        )
         self.scales: tuple[float, ...] = ()
+        self.average: Average | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self.place = Place()
         self.torn = self.failed = False
@@ -93,6 +98,8 @@ class Lane:
         self.scales = scales
         with self.own_random():
             self.trainer.initialise(*(rows_BD * scale for rows_BD, scale in zip(sample, scales, strict=True)))
+        if self.recipe.average:
+            self.average = Average(self.trainer, self.recipe.average)
 
     @contextmanager
     def own_random(self) -> Iterator[None]:
@@ -134,7 +141,16 @@ class Lane:
             return losses
         self._descend(sum(result.losses.values()))
         self._count(losses, len(rows[0]))
+        if resampling.due(now.step, self.recipe.resample, self.plan, self.recipe.decay):
+            with self.own_random():
+                resampling.resample(self.trainer, self.optimizer, rows[0], rows[-1])
+        if self.average:
+            self.average.update(self.trainer)
         return losses
+
+    def for_use(self) -> AbstractContextManager:
+        """The trainer has meanwhile the weights that are measured and kept."""
+        return self.average.in_place(self.trainer) if self.average else nullcontext()
 
     def settle(self) -> None:
         """All that belongs to a batch is done."""

@@ -1,6 +1,7 @@
 """Checkpoints: everything that decides the rest of a training, in one safetensors file.
 
 trainer/<name>  best/<name>     the tensors of the trainer as it is, and as it was when it was best
+mean/<name>                     the running means of its weights, where it has them
 optimizer/<number>/<name>       what the optimizer keeps of each parameter
 random                          the state of torch's generator
 metadata["lane"]                JSON: how far it is, plan, recipe, scales, numbers that one batch leaves to the next
@@ -18,6 +19,7 @@ import torch
 from lensae.durable import new_file
 from lensae.errors import DamagedError
 from lensae.recipe import TrainRecipe
+from lensae.sae.averaging import Average
 from lensae.sae.lane import Lane, Measured, Place
 from lensae.sae.plan import Plan
 
@@ -44,6 +46,7 @@ def save(lane: Lane) -> None:
 def _tensors(lane: Lane) -> dict[str, torch.Tensor]:
     found = {f"trainer/{name}": t for name, t in lane.trainer.state_dict().items()}
     found |= {f"best/{name}": t for name, t in (lane.best or {}).items()}
+    found |= {f"mean/{name}": t for name, t in (lane.average.mean if lane.average else {}).items()}
     for number, parameter in enumerate(lane.trainer.parameters()):
         kept = lane.optimizer.state.get(parameter, {})
         found |= {f"optimizer/{number}/{name}": t for name, t in kept.items()}
@@ -115,6 +118,9 @@ def _group(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tenso
 def _restore(lane: Lane, tensors: dict[str, torch.Tensor]) -> None:
     lane.trainer.load_state_dict(_group(tensors, "trainer/"))
     lane.best = _group(tensors, "best/") or None
+    if lane.recipe.average:
+        lane.average = Average(lane.trainer, lane.recipe.average)
+        lane.average.mean, lane.average.steps = _group(tensors, "mean/"), lane.place.step
     lane.random = tensors["random"]
     for number, parameter in enumerate(lane.trainer.parameters()):
         if kept := _group(tensors, f"optimizer/{number}/"):

@@ -104,14 +104,19 @@ class Coder(nn.Module):
         never = mean_FD.norm(dim=1, keepdim=True) == 0
         self.W_dec.data = torch.where(never, self.W_dec, functional.unit_rows(mean_FD))
 
-    def starting_thresholds(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """What the pre-activation of each feature exceeds on a small share of the rows (F,), so that training starts
-        sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """Set what these features have beside their rows of encoder and decoder to where a training begins."""
+        self.b_enc.data[feature_R] = 0.0
+
+    def starting_thresholds(self, x_BD: torch.Tensor, feature_R: torch.Tensor | None = None) -> torch.Tensor:
+        """What the pre-activation of each feature (or of some) exceeds on a small share of the rows (F,), so that
+        training starts sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
         sample_BD = x_BD[:START_ROWS] - self.shift_D
+        weight_FD = self.W_enc_FD.data if feature_R is None else self.W_enc_FD.data[feature_R]
         above = max(1, round(len(sample_BD) * min(START_SHARE, START_L0 / self.d_sae)))
         parts = [
             (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
-            for rows_FD in self.W_enc_FD.data.split(BLOCK)
+            for rows_FD in weight_FD.split(BLOCK)
         ]
         return torch.cat(parts)
 

@@ -82,6 +82,11 @@ class Trainer(Coder):
         super().initialise(x_BD, target_BD)
         self.log_threshold.data = self.starting_thresholds(x_BD).clamp(min=1e-2).log()
 
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """As at the start of a training: each fires on a small share of the rows."""
+        super().restart(feature_R, x_BD)
+        self.log_threshold.data[feature_R] = self.starting_thresholds(x_BD, feature_R).clamp(min=1e-2).log()
+
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
