@@ -26,19 +26,18 @@ from lensae.sae.world import World
 from lensae.stages.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = replace(SMALL, epochs=1, width=4, lr=5e-3)
+SHORT = replace(SMALL, epochs=1, width=63 / 16, lr=5e-3)  # 63 features: two processes cannot have as many
 FAMILIES = {
     "topk": {},
     "batchtopk": {"arch": "batchtopk"},
     "matryoshka": {"arch": "matryoshka"},
     "relu": {"arch": "relu"},
     "relu-l0": {"arch": "relu", "target_l0": 4},
-    "tied": {"arch": "tied-l1"},
     "tied-l0": {"arch": "tied-l1", "target_l0": 4},
     "gated": {"arch": "gated", "target_l0": 4},
     "jumprelu": {"arch": "jumprelu"},
 }
-TARGETS = {"topk": {}, "batchtopk": {"arch": "batchtopk"}, "jumprelu": {"arch": "jumprelu"}, "gated": {"arch": "gated"}}
+TARGETS = {"topk": {}, "gated": {"arch": "gated"}, "jumprelu": {"arch": "jumprelu"}}
 ONE_ROW_LEFT = 29  # rows of a batch: the last of 900 rows is one, which the second process has nothing of
 
 
@@ -71,6 +70,11 @@ def recipes() -> dict[str, TrainRecipe]:
     }
 
 
+def evenly_batched() -> dict[str, TrainRecipe]:
+    """Those where a batch of one row would be nothing new."""
+    return {name: recipe for name, recipe in recipes().items() if recipe.batch != ONE_ROW_LEFT}
+
+
 @pytest.fixture(scope="module")
 def alone(toy) -> Path:
     """All of them, by a single process."""
@@ -79,11 +83,26 @@ def alone(toy) -> Path:
     return toy
 
 
-def torchrun(*arguments: object, processes: int = 2) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def none_left():
+    """What a failed test has started does not outlive it."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
+
+
+def torchrun(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, env=environment, **pipes)
+    STARTED.append(subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, env=environment, **pipes))
+    return STARTED[-1]
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
@@ -92,10 +111,11 @@ def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def trained_by(place: Path, prefix: str, by_feature: bool, processes: int = 2) -> None:
-    trainings = [[asdict(recipe), f"{prefix}-{name}"] for name, recipe in recipes().items()]
+def trained_by(place: Path, prefix: str, by_feature: bool) -> None:
+    wanted = recipes() if not by_feature else evenly_batched()
+    trainings = [[asdict(recipe), f"{prefix}-{name}"] for name, recipe in wanted.items()]
     place.write_text(json.dumps({"set": f"toy/{HOOK}", "by_feature": by_feature, "trainings": trainings}))
-    finish(torchrun("tests/together.py", place, processes=processes))
+    finish(torchrun("tests/together.py", place))
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +126,7 @@ def rows_divided(alone, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def features_divided(alone, tmp_path_factory) -> Path:
-    """By three processes: 64 features do not divide evenly."""
-    trained_by(tmp_path_factory.mktemp("job") / "job.json", "features", by_feature=True, processes=3)
+    trained_by(tmp_path_factory.mktemp("job") / "job.json", "features", by_feature=True)
     return alone
 
 
@@ -133,7 +152,7 @@ def test_each_learns_from_its_rows(name, rows_divided):
     assert_like(rows_divided / "saes" / f"rows-{name}", rows_divided / "saes" / f"alone-{name}")
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", evenly_batched())
 def test_each_holds_its_features(name, features_divided):
     assert_like(features_divided / "saes" / f"features-{name}", features_divided / "saes" / f"alone-{name}")
 
@@ -153,13 +172,13 @@ def test_what_is_compared_is_worth_it(alone):
 
 @pytest.fixture
 def long_recipe(tmp_path) -> tuple[Path, TrainRecipe]:
-    """A training of several hundred steps that writes a checkpoint after each."""
+    """A training of 60 steps that writes a checkpoint after each."""
     path = tmp_path / "long.toml"
     path.write_text(
-        '[train]\narch = "batchtopk"\nwidth = 4\nk = 4\nbatch = 64\nepochs = 20\npatience = 60\n'
+        '[train]\narch = "batchtopk"\nwidth = 4\nk = 4\nbatch = 64\nepochs = 4\npatience = 60\n'
         "checkpoint_minutes = 1e-6\n"
     )
-    settings = {"arch": "batchtopk", "width": 4, "k": 4, "batch": 64, "epochs": 20, "patience": 60}
+    settings = {"arch": "batchtopk", "width": 4, "k": 4, "batch": 64, "epochs": 4, "patience": 60}
     return path, TrainRecipe(**settings, checkpoint_minutes=1e-6)
 
 
@@ -177,7 +196,7 @@ def until_step(checkpoint: Path, step: int, process: subprocess.Popen) -> None:
     end = time.monotonic() + 60
     while not checkpoint.is_file() or state._read(checkpoint, tensors=False)[0]["place"]["step"] < step:
         assert process.poll() is None and time.monotonic() < end, process.stderr.read()
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
@@ -187,12 +206,12 @@ def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
     checkpoint = toy / "saes/long/checkpoints/last.safetensors"
     command = ("main.py", "train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "long", "--json")
     process = torchrun(*command)
-    until_step(checkpoint, 20, process)
+    until_step(checkpoint, 5, process)
     os.kill(worker(process, 1), signal.SIGKILL)
     out, err = finish(process, 1)
     assert not out and "Traceback" not in err.split("torch/distributed")[0] and "unexpected" not in err, err
     process = torchrun(*command)
-    until_step(checkpoint, 80, process)
+    until_step(checkpoint, 20, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode and not out and "going on from step" in err and "unexpected" not in err, err
@@ -208,12 +227,12 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     checkpoint = toy / "saes/wide/checkpoints/last.safetensors"
     command = ("main.py", "train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "wide", "--shard-features")
     process = torchrun(*command)
-    until_step(checkpoint, 20, process)
+    until_step(checkpoint, 5, process)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=60)
     assert process.returncode and err.count("the same command goes on from there") == 1, err
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, f"toy/{HOOK}", "wide", Stops(100))
+        train(recipe, f"toy/{HOOK}", "wide", Stops(10))
     out, err = finish(torchrun(*command))
     assert "going on from step" in err and "wide" in out
     whole = train(recipe, f"toy/{HOOK}", "wide-alone").sae.path
@@ -228,10 +247,9 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     ],
 )
 def test_one_of_them_says_what_is_wrong(arguments, said, toy):
-    began = time.monotonic()
     out, err = finish(torchrun("main.py", "train", "--set", f"toy/{HOOK}", *arguments, "--name", "wrong"), 1)
     assert not out and err.count(said) == 1 and "unexpected" not in err, err
-    assert time.monotonic() - began < 60 and not (toy / "saes/wrong").exists()
+    assert not (toy / "saes/wrong").exists()
 
 
 def test_what_one_of_them_finds_wrong_is_told(toy, tmp_path):

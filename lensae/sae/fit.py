@@ -42,8 +42,8 @@ class Fit:
     stopped: str = "finished"
     seconds: float = 0.0
 
-    def sae(self, metadata: dict) -> SAE | None:
-        """The trained SAE, for raw activations (where features are divided, in the first process)."""
+    def sae(self, metadata: dict) -> SAE:
+        """The trained SAE, for raw activations; where features are divided, of this process's."""
         return self.trainer.sae(self.scales[0], metadata, self.scales[-1])
 
 

@@ -91,13 +91,3 @@ class Part(nn.Module):
         factor = (most / ((self.world.total(own) + shared).sqrt() + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters():
             parameter.grad.mul_(factor)
-
-    def whole(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """An SAE's tensors with the features of all processes, in the first one; None in the others."""
-        for name, tensor in tensors.items() if self.world.features_divided else ():
-            if name == "W_enc":
-                rows_FD = self.world.to_first(tensor.T)
-                tensors[name] = None if rows_FD is None else rows_FD.T
-            elif name != "b_dec":
-                tensors[name] = self.world.to_first(tensor)
-        return tensors if self.world.first or not self.world.features_divided else None

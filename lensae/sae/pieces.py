@@ -27,33 +27,61 @@ NAMES = {
 
 
 def write(
-    path: Path, tensors: dict[str, torch.Tensor], shared: Callable[[str], bool], metadata: dict, world: World
+    path: Path | None,
+    tensors: dict[str, torch.Tensor],
+    along: Callable[[str], int | None],
+    metadata: dict,
+    world: World,
 ) -> None:
-    """Write, in the first process, what all hold: of a tensor that is not `shared` the parts of all along its first
-    dimension. All processes call it with the same names in the same order."""
-    lengths = [len(tensor) for name, tensor in tensors.items() if not shared(name)]
-    every = iter(torch.stack(world.gather(torch.tensor([lengths]))).view(world.size, -1).T.tolist())
-    counts = {name: None if shared(name) else next(every) for name in tensors}
+    """Write what all processes hold; the first one does, and only it needs the path.
+
+    `along(name)` is the dimension along which a tensor's parts are put together, 0 or 1, or None where all hold the
+    whole. All processes call this with the same names in the same order.
+    """
+    lengths = [0 if along(name) is None else tensor.shape[along(name)] for name, tensor in tensors.items()]
+    counts = dict(
+        zip(tensors, zip(*torch.cat(world.gather(torch.tensor([lengths]))).tolist(), strict=True), strict=True)
+    )
     if not world.first:
         for name, tensor in tensors.items():
-            if not shared(name):
+            if along(name) is not None:
                 world.send(tensor)
         return
+    shapes = {name: _whole(tensor.shape, along(name), sum(counts[name])) for name, tensor in tensors.items()}
     with new_file(path) as partial, open(partial, "wb") as file:
-        file.write(_header(tensors, counts, metadata))
+        file.write(_header(tensors, shapes, metadata))
         for name, tensor in tensors.items():
-            file.write(_bytes(tensor))
-            for rank, count in enumerate(counts[name] or []):
-                if rank:
-                    file.write(_bytes(world.receive(tensor.new_empty(count, *tensor.shape[1:]), rank)))
+            if along(name) is None:
+                file.write(_bytes(tensor))
+            else:
+                _write_parts(file, tensor, along(name), counts[name], world)
 
 
-def _header(tensors: dict[str, torch.Tensor], counts: dict[str, list[int] | None], metadata: dict) -> bytes:
+def _write_parts(file, tensor: torch.Tensor, along: int, counts: tuple[int, ...], world: World) -> None:
+    """One tensor, from its own part and those that are sent."""
+    start, done = file.tell(), 0
+    rows = tensor.shape[0] if along else 1
+    step = _whole(tensor.shape, along, sum(counts)).numel() // rows * tensor.element_size()
+    for rank, count in enumerate(counts):
+        part = world.receive(tensor.new_empty(_whole(tensor.shape, along, count)), rank) if rank else tensor
+        data = _bytes(part)
+        size = len(data) // rows
+        for row in range(rows):
+            file.seek(start + row * step + done)
+            file.write(data[row * size : (row + 1) * size])
+        done += size
+    file.seek(start + rows * step)
+
+
+def _whole(shape: torch.Size, along: int | None, count: int) -> torch.Size:
+    return shape if along is None else torch.Size([*shape[:along], count, *shape[along + 1 :]])
+
+
+def _header(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size], metadata: dict) -> bytes:
     header, end = {"__metadata__": metadata}, 0
     for name, tensor in tensors.items():
-        shape = list(tensor.shape) if counts[name] is None else [sum(counts[name]), *tensor.shape[1:]]
-        start, end = end, end + torch.Size(shape).numel() * tensor.element_size()
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + shapes[name].numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(shapes[name]), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -43,7 +43,7 @@ def save(lane: Lane) -> None:
     }
     metadata, world = {"lane": json.dumps(facts)}, lane.trainer.world
     if world.features_divided:
-        pieces.write(lane.checkpoint, _tensors(lane), lambda name: _shared(lane, name), metadata, world)
+        pieces.write(lane.checkpoint, _tensors(lane), lambda name: None if _shared(lane, name) else 0, metadata, world)
         return
     with new_file(lane.checkpoint) as partial:
         save_file(_tensors(lane), partial, metadata=metadata)

@@ -180,11 +180,11 @@ class Coder(Part):
         return {"b_enc": self.b_enc}
 
     @torch.no_grad()
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more) -> SAE | None:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more) -> SAE:
         """The trained SAE for raw activations, when rows were multiplied by `scale` (targets by `target_scale`).
 
         Features come out in the units of the raw activations (a transcoder's: of the raw targets), so that the
-        decoder's rows stay what they are. Where features are divided, the first process gets it and the others None.
+        decoder's rows stay what they are. Where features are divided it has those of this process.
         """
         target_scale = target_scale or scale
         tensors = {name: p / target_scale if name != "r_mag" else p.clone() for name, p in self.parts().items()}
@@ -201,9 +201,6 @@ class Coder(Part):
                 tensors["b_mag"] = tensors["b_mag"] - shift_F * tensors["r_mag"].exp()
             more = {"apply_b_dec_to_input": False, "d_out": self.d_out} | more
         tensors |= {"W_enc": W_enc, "W_dec": W_dec, "b_dec": self.b_dec / target_scale}
-        tensors = self.whole(tensors)
-        if tensors is None:
-            return None
         saved_as = self.saved_as if self.centre is None else TRANSCODERS.get(self.saved_as, self.saved_as)
         cfg = checkpoint.config(saved_as, self.d_model, self.d_sae, metadata, **more)
         return SAE(cfg, {name: tensor.detach().clone() for name, tensor in tensors.items()})

@@ -154,20 +154,6 @@ class World:
             self._call(distributed.all_gather, found, padded_ND)
         return [rows_ND[:count] for rows_ND, count in zip(found, counts, strict=True)]
 
-    def to_first(self, part_ND: torch.Tensor) -> torch.Tensor | None:
-        """In the first process what all have, one after the other; None in the others."""
-        if self.alone:
-            return part_ND
-        counts = [int(count) for count in torch.cat(self.gather(torch.tensor([len(part_ND)])))]
-        if not self.first:
-            return self.send(part_ND)
-        whole_ND = part_ND.new_empty(sum(counts), *part_ND.shape[1:])
-        first_ND, *others = whole_ND.split(counts)
-        first_ND.copy_(part_ND)
-        for rank, rows_ND in enumerate(others, 1):
-            self.receive(rows_ND, rank)
-        return whole_ND
-
     def send(self, tensor: torch.Tensor) -> None:
         """Send a tensor to the first process, which receives it."""
         self._call(distributed.send, tensor.detach().contiguous(), 0)

@@ -167,10 +167,11 @@ def _finished(data: Data, training: Training, stop, world: World) -> TrainReport
             folder.discard()
         return error
     sae = fit.sae(metadata(data, training.recipe))
+    if folder:
+        write_metrics(folder.path / "metrics.csv", fit.history)
+    checkpoint.save(folder.path if folder else None, sae, world)
     if not folder:
         return None
-    write_metrics(folder.path / "metrics.csv", fit.history)
-    checkpoint.save(folder.path, sae)
     facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit)}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)

@@ -76,7 +76,7 @@ class Trainer(Coder):
         """The encoder's biases and the one threshold."""
         return super().parts() | {"threshold": self.threshold.expand_as(self.b_enc)}
 
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE | None:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
         """The trained SAE, for raw activations; raises LensaeError when it was not calibrated."""
         if not self.threshold:
             raise LensaeError(f"{self.recipe.arch} has no threshold yet", "calibrate it on held-out rows")

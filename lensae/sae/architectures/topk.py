@@ -47,7 +47,7 @@ class Trainer(Coder):
             losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE | None:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
         """The trained SAE, for raw activations."""
         more = {"k": self.recipe.k, "rescale_acts_by_decoder_norm": False}
         return super().sae(scale, metadata, target_scale, **more)
