@@ -20,6 +20,7 @@ EXAMPLES = examples(
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
+APART = ("recipe", "shard_features", "name", "set_name", "as_json")  # what does not belong in a recipe
 
 
 def command(
@@ -48,6 +49,9 @@ def command(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Of the split, the start and the order. Default 0. *")] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file with a [train] table; flags override it.")] = None,
+    shard_features: Annotated[
+        bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
     set_name: SetOption = None,
     as_json: JsonOption = False,
@@ -57,9 +61,13 @@ def command(
     A tenth of the prompts is held out whole; training stops early when those stop improving; the best weights are
     kept, in the layout that SAELens loads. An interrupted training goes on when the same command is given again.
 
+    Several processes train together under torchrun: torchrun --nproc-per-node 2 main.py train ... Each learns from its
+    part of every batch; with --shard-features each holds its part of the features, for SAEs too wide for one device.
+    Either way the SAE is the one that a single process trains, but for rounding.
+
     Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
     """
-    given = {key: value for key, value in locals().items() if key not in ("recipe", "name", "set_name", "as_json")}
+    given = {key: value for key, value in locals().items() if key not in APART}
     from lensae.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
@@ -74,7 +82,9 @@ def command(
             from lensae.stages.train import train as run
 
             settings = settings[0]
-        report = run(settings, set_name, name, watcher, command_line())
+        report = run(settings, set_name, name, watcher, command_line(), shard_features)
+    if report is None:  # another process tells
+        return
     if as_json:
         view.as_json(report)
     else:

@@ -98,6 +98,8 @@ class Lane:
         self.scales = scales
         with self.own_random():
             self.trainer.initialise(*(rows_BD * scale for rows_BD, scale in zip(sample, scales, strict=True)))
+        held = self.trainer.state_dict().items()
+        self.trainer.world.same(*(t for name, t in held if self.trainer.is_shared(name)))
         if self.recipe.average:
             self.average = Average(self.trainer, self.recipe.average)
 
@@ -140,7 +142,7 @@ class Lane:
             now.stopped, self.failed = f"the loss was {sum(losses.values())} at step {now.step}", True
             return losses
         self._descend(sum(result.losses.values()))
-        self._count(losses, len(rows[0]))
+        self._count(losses, self.trainer.world.rows(len(rows[0])))
         if resampling.due(now.step, self.recipe.resample, self.plan, self.recipe.decay):
             with self.own_random():
                 resampling.resample(self.trainer, self.optimizer, rows[0], rows[-1])
@@ -159,8 +161,9 @@ class Lane:
     def _descend(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.trainer.share_gradients()
         self.trainer.before_step()
-        torch.nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
+        self.trainer.clip_gradients(1.0)
         self.optimizer.step()
         self.trainer.after_step()
 
@@ -180,7 +183,7 @@ class Lane:
     @property
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.trainer.parameters())
+        return self.trainer.finite
 
     def note(self, found: Reconstruction, heldout_loss: float) -> Measured:
         """Take a measurement in: a better one is kept, with the weights. When no feature fires any more, none is."""
@@ -189,7 +192,7 @@ class Lane:
         if better:
             self.best = {name: value.detach().clone() for name, value in self.trainer.state_dict().items()}
             now.best_loss, now.better = heldout_loss, True
-        elif found.dead_share == 1 and bool(self.trainer.dead.mask_F.all()):
+        elif found.dead_share == 1 and self.trainer.all_dead:
             now.stopped = f"every feature was dead after {now.tokens:,} tokens"
         losses = {name: value / max(now.seen, 1) for name, value in now.sums.items()}
         line = Measured(

@@ -30,25 +30,33 @@ def resample(coder: Coder, optimizer: torch.optim.Optimizer, x_BD: torch.Tensor,
     """Give every dead feature the direction of a row's error, drawn by its square; how many there were.
 
     A feature's encoder row gets a fifth of the live ones' mean norm and the family's starting bias, its decoder row
-    unit norm; what the optimizer keeps of it is forgotten. Rows are normalised, as in training.
+    unit norm; what the optimizer keeps of it is forgotten. Rows are normalised, as in training. Processes that train
+    together draw the same rows, and each takes those of its own features.
     """
-    dead_R = coder.dead.mask_F.nonzero().view(-1)
-    if not len(dead_R) or len(dead_R) == coder.d_sae:
+    world, dead_F = coder.world, coder.dead.mask_F
+    dead_R = dead_F.nonzero().view(-1)
+    counts = [len(part) for part in world.gather(dead_R)] if world.features_divided else [len(dead_R)]
+    if not 0 < sum(counts) < world.features(len(dead_F)):
         return 0
     coder.eval()
-    error_BD = target_BD - coder(x_BD, target_BD).x_hat_BD
+    error_BD = world.whole(target_BD - coder(x_BD, target_BD).x_hat_BD)
     coder.train()
-    drawn_R = torch.multinomial(error_BD.square().sum(1), len(dead_R), replacement=len(dead_R) > len(x_BD))
-    live_F = ~coder.dead.mask_F
+    rows_BD = error_BD if coder.centre is None else world.whole(x_BD) - coder.shift_D
+    drawn = torch.multinomial(error_BD.square().sum(1), sum(counts), replacement=sum(counts) > len(error_BD))
+    drawn_R = drawn.split(counts)[world.rank if world.features_divided else 0]
     coder.W_dec[dead_R] = functional.unit_rows(error_BD[drawn_R])
     if coder.W_enc_FD is not coder.W_dec:
-        size = SIZE * coder.W_enc_FD[live_F].norm(dim=1).mean()
-        rows_RD = error_BD[drawn_R] if coder.centre is None else x_BD[drawn_R] - coder.shift_D
-        coder.W_enc_FD[dead_R] = size * functional.unit_rows(rows_RD)
-    coder.restart(dead_R, x_BD)
+        coder.W_enc_FD[dead_R] = SIZE * _mean_norm(coder, ~dead_F) * functional.unit_rows(rows_BD[drawn_R])
+    coder.restart(dead_R, world.whole(x_BD))
     coder.dead.silent_F[dead_R] = 0
     for kept in optimizer.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
-            if kept[name].shape[:1] == (coder.d_sae,):
+            if kept[name].shape[:1] == dead_F.shape:
                 kept[name][dead_R] = 0
-    return len(dead_R)
+    return sum(counts)
+
+
+def _mean_norm(coder: Coder, live_F: torch.Tensor) -> torch.Tensor:
+    norm_F = coder.W_enc_FD[live_F].norm(dim=1)
+    total, count = coder.world.over_features(torch.stack([norm_F.sum(), norm_F.new_tensor(float(len(norm_F)))]))
+    return total / count

@@ -8,15 +8,21 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae.durable import read_json, write_json
 from lensae.errors import LensaeError
 from lensae.paths import SaeEntry, list_saes, safe_name
 from lensae.recipe import TrainRecipe
-from lensae.stages.train import Watcher, default_name, train_all
+from lensae.stages.ranks import trained_together
+from lensae.stages.train import Watcher, train_all
+from lensae.stages.training_begin import default_name
 from lensae.stages.training_data import Data, open_data
 from lensae.stages.training_facts import facts_of, write_csv
 from lensae.store.writer import now
+
+if TYPE_CHECKING:
+    from lensae.sae.world import World
 
 ALIKE = 1.05  # L0s within this factor of one another are compared by explained variance alone
 BEND = 0.02  # of the front's rise: what lies no farther above the line between its ends is no bend
@@ -75,18 +81,27 @@ def sweep(
     name: str | None = None,
     watcher: Watcher | None = None,
     command: str | None = None,
-) -> SweepReport:
+    shard_features: bool = False,
+) -> SweepReport | None:
     """Train every recipe on one pass over the stream and compare what they came to.
 
     The recipes share what decides the rows: seed, batch, epochs. An SAE that the same recipe has made from the same
     rows is taken as it is, and an unfinished one gone on with. Writes sweep.json and metrics.csv to
-    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs.
+    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs. Under torchrun the processes share the
+    work as in `train`, and the report is the first one's.
     """
     data = open_data(recipes[0], set_name)
-    distinct = _distinct(data, recipes)
-    there = {own: _trained(data, recipe) for own, recipe in distinct.items()}
+    with trained_together(shard_features) as world:
+        return _swept(data, recipes, name, watcher, command, world)
+
+
+def _swept(data: Data, recipes: list[TrainRecipe], name, watcher, command, world: World) -> SweepReport | None:
+    distinct = world.together(lambda: _distinct(data, recipes))
+    there = world.together(lambda: {own: _trained(data, recipe) for own, recipe in distinct.items()})
     missing = [(recipe, f"{name}-{own}" if name else None) for own, recipe in distinct.items() if not there[own]]
-    reports = train_all(data, missing, watcher, command) if missing else []
+    reports = train_all(data, missing, watcher, command, world) if missing else []
+    if not world.first:
+        return None
     made = dict(zip([own for own in distinct if not there[own]], reports, strict=True))
     saes = [there[own] or made[own].sae for own in distinct if not isinstance(made.get(own), LensaeError)]
     failed = {own: str(error) for own, error in made.items() if isinstance(error, LensaeError)}

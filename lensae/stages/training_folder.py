@@ -37,7 +37,7 @@ class TrainingFolder:
     @property
     def checkpoint(self) -> Path:
         """Where the state of the training is kept."""
-        return self.path / "checkpoints" / "last.safetensors"
+        return checkpoint_of(self.path)
 
     def begin(self, facts: dict) -> None:
         """Say what is being trained here, unless it has been said."""
@@ -58,6 +58,11 @@ class TrainingFolder:
     def discard(self) -> None:
         """Remove what was begun."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the state of the training in a folder is kept."""
+    return folder / "checkpoints" / "last.safetensors"
 
 
 def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:

@@ -17,6 +17,7 @@ from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
+from lensae.sae.world import ALONE, World
 
 
 class Jump(torch.autograd.Function):
@@ -62,13 +63,21 @@ class Trainer(Coder):
     saved_as = "jumprelu"
     hints = ("density",)
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         target = recipe.target_l0 or recipe.k
         if target > d_sae:
             raise UserError(f"an L0 of {target:g} is more than the {d_sae} features there are", "raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
         self.target = target
-        self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+        self.log_threshold = nn.Parameter(torch.zeros_like(self.b_enc))
         self.density = 0.0
 
     @classmethod
@@ -95,13 +104,13 @@ class Trainer(Coder):
         pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density)
         threshold = pre.each(threshold_F)
         features = pre.of(Jump.apply(pre.value, threshold, width))
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        l0 = Fires.apply(pre.value, threshold, width).sum() / len(x_BD)
+        x_hat_BD = self.decode(features)
+        l0 = self.per_row(Fires.apply(pre.value, threshold, width), len(x_BD))
         self.density = float(l0.detach()) / self.d_sae
         weight = self.recipe.l0_weight if self.training else 1.0
-        losses = {"mse": unexplained(target_BD, x_hat_BD), "l0": weight * (l0 / self.target - 1).square()}
+        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world), "l0": weight * (l0 / self.target - 1).square()}
         if self.training:
-            self.dead.saw(features.count_F(), len(x_BD))
+            self.saw(features)
             losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 

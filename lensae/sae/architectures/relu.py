@@ -36,6 +36,8 @@ class Trainer(L1Coder):
         target_BD = x_BD if target_BD is None else target_BD
         pre = kernels.above(x_BD, *self.encoder(), density=self.density)
         features = pre.of(pre.value.relu())
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        total = (features.value * features.each(self.W_dec.norm(dim=1))).sum() / len(x_BD)
-        return Step(x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD)} | self.penalty(total, features))
+        x_hat_BD = self.decode(features)
+        total = self.per_row(features.value * features.each(self.W_dec.norm(dim=1)), len(x_BD))
+        return Step(
+            x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
+        )
