@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lensae.allocation import keep_freed_memory
 from lensae.recipe import TrainRecipe
 from lensae.sae import state
 from lensae.sae.base import SAE
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
-from lensae.sae.kernels import keep_large_buffers
 from lensae.sae.lane import Lane, Measured
 from lensae.sae.measure import Batch, measure_all, tensors
 from lensae.sae.plan import Plan
@@ -87,7 +87,7 @@ def fit_all(
     measured on. A lane with a checkpoint goes on from there; it is written every so many `minutes`, when the training
     is interrupted and at its end. Raises NotFinite for rows that are not finite.
     """
-    keep_large_buffers()
+    keep_freed_memory(any_size=True)
     hooks, keeper = hooks or Hooks(), _Keeper(lanes, minutes)
     _start([lane for lane in lanes if not lane.scales and not state.load(lane)], train_rows)
     try:

@@ -11,7 +11,6 @@ Everything is made of torch operations that exist on every device.
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.encode import above, batch_topk, pays_off, topk
 from lensae.sae.kernels.linear import decode
-from lensae.sae.kernels.memory import keep_large_buffers
 
 __all__ = [
     "Active",
@@ -21,7 +20,6 @@ __all__ = [
     "above",
     "batch_topk",
     "decode",
-    "keep_large_buffers",
     "pays_off",
     "topk",
 ]
