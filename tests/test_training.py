@@ -381,7 +381,7 @@ def test_every_feature_dies(toy, monkeypatch):
 
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu"])
-def test_a_transcoder_on_two_sets(arch, toy, store, lensae):
+def test_a_transcoder_on_two_sets(arch, toy, store):
     """Rows of one set predict those of another, which is cut elsewhere; interrupted, it goes on as all do."""
     write_target(store / "toy" / TARGET_HOOK, made(), 10)
     recipe = replace(SMALL, arch=arch, target=f"toy/{TARGET_HOOK}", epochs=8, lr=5e-3)
@@ -393,8 +393,6 @@ def test_a_transcoder_on_two_sets(arch, toy, store, lensae):
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "parts", Stops(50))
     assert digest(train(recipe, f"toy/{HOOK}", "parts").sae.path) == digest(report.sae.path)
-    status, _out, err = lensae("evaluate", "--set", f"toy/{HOOK}", "--sae", report.sae.name)
-    assert status == 2 and "is a transcoder" in err
 
 
 def test_what_a_transcoder_predicts_is_the_target(toy, store):

@@ -20,7 +20,7 @@ EXAMPLES = examples(
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
-APART = ("recipe", "shard_features", "name", "set_name", "as_json")  # what does not belong in a recipe
+APART = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")  # what does not belong in a recipe
 
 
 def command(
@@ -53,6 +53,9 @@ def command(
         bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Log the measurements to Weights & Biases too, under the project lensae.")
+    ] = False,
     set_name: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,13 +71,20 @@ def command(
     Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
     """
     given = {key: value for key, value in locals().items() if key not in APART}
+    from contextlib import ExitStack
+
     from lensae.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
     from lensae.views import train as view
     from lensae.views.console import out
 
-    with view.LiveTraining() as watcher:
+    with ExitStack() as stack:
+        watcher = live = stack.enter_context(view.LiveTraining())
+        if wandb:
+            from lensae.stages.wandb_runs import Logged
+
+            watcher = stack.enter_context(Logged(live, live.say))
         if len(settings) > 1:
             from lensae.stages.sweep import sweep as run
             from lensae.views import sweep as view

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lensae.allocation import keep_freed_memory
 from lensae.recipe import TrainRecipe
 from lensae.sae import state
 from lensae.sae.base import SAE
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
-from lensae.sae.kernels import keep_large_buffers
 from lensae.sae.lane import Lane, Measured
 from lensae.sae.measure import Batch, measure_all, tensors
 from lensae.sae.plan import Plan
@@ -89,7 +89,7 @@ def fit_all(
     there; it is written every so many `minutes`, when the training is interrupted and at its end.
     Raises NotFinite for rows that are not finite.
     """
-    keep_large_buffers()
+    keep_freed_memory(any_size=True)
     hooks, world = hooks or Hooks(), lanes[0].trainer.world
     keeper = _Keeper(lanes, minutes, world)
     _start([lane for lane in lanes if not lane.scales and not state.load(lane)], train_rows, world)

@@ -77,9 +77,9 @@ class LensaeTraining:
 
 def build(job: Job, batches) -> LensaeTraining:
     """A training with the loop's own way with memory."""
-    from lensae.sae.kernels import keep_large_buffers
+    from lensae.allocation import keep_freed_memory
 
-    keep_large_buffers()
+    keep_freed_memory(any_size=True)
     return LensaeTraining(job, batches)
 
 

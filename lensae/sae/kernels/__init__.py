@@ -12,7 +12,6 @@ from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.divided import kth_largest, largest
 from lensae.sae.kernels.encode import above, batch_topk, pays_off, topk
 from lensae.sae.kernels.linear import decode
-from lensae.sae.kernels.memory import keep_large_buffers
 
 __all__ = [
     "Active",
@@ -22,7 +21,6 @@ __all__ = [
     "above",
     "batch_topk",
     "decode",
-    "keep_large_buffers",
     "kth_largest",
     "largest",
     "pays_off",
