@@ -19,15 +19,30 @@ if TYPE_CHECKING:
 AUX_ENTRIES = 2**21
 
 
+class _SquaredDistance(torch.autograd.Function):
+    """|x - x_hat|^2 of each row (B,), with few passes over memory; the gradient goes to x_hat alone."""
+
+    @staticmethod
+    def forward(ctx, x_BD, x_hat_BD):
+        difference_BD = x_hat_BD - x_BD
+        ctx.save_for_backward(difference_BD)
+        return torch.linalg.vector_norm(difference_BD, dim=-1).square()
+
+    @staticmethod
+    def backward(ctx, grad_B):
+        [difference_BD] = ctx.saved_tensors
+        return None, difference_BD * (2 * grad_B[:, None])
+
+
 def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, world: World = ALONE) -> torch.Tensor:
     """Mean squared error over the variance of the whole batch: 1 less the share of variance explained."""
-    variance = world.mean((x_BD - world.mean(x_BD)).square().sum(-1)).clamp(min=1e-12)
-    return world.mean((x_BD - x_hat_BD).square().sum(-1)) / variance
+    spread_B = torch.linalg.vector_norm(x_BD - world.mean(x_BD), dim=-1).square()
+    return world.mean(_SquaredDistance.apply(x_BD, x_hat_BD)) / world.mean(spread_B).clamp(min=1e-12)
 
 
-def aux_loss(coder: Coder, x_BD: torch.Tensor, error_BD: torch.Tensor) -> torch.Tensor:
+def aux_loss(coder: Coder, x_BD: torch.Tensor, target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
     """AuxK (Gao et al. 2024, appendix A.2): how badly the best D / 2 dead features explain the error of the live ones,
-    relative to that error.
+    target - x_hat, relative to that error.
 
     It is estimated on the first rows when there are many dead features.
     """
@@ -43,6 +58,6 @@ def aux_loss(coder: Coder, x_BD: torch.Tensor, error_BD: torch.Tensor) -> torch.
     if k < count:
         best = pre.detach().topk(min(k, len(dead)), dim=1).values
         pre = pre * (pre >= kernels.kth_largest(best, k, world))
-    error = error_BD[:rows].detach()
+    error = target_BD[:rows] - x_hat_BD[:rows]
     left = world.mean((error - world.over_features(pre.relu() @ coder.W_dec[dead])).square().sum(-1))
     return torch.nan_to_num(left / world.mean(error.square().sum(-1)))

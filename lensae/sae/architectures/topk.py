@@ -44,7 +44,7 @@ class Trainer(Coder):
         losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
         if self.training:
             self.saw(features)
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
