@@ -1,10 +1,10 @@
 """The quality of SAEs beside those of SAELens, dictionary_learning and sparsify. `make bench-quality`.
 
 experiments/quality.toml says of what. One pass over the training rows, the same tokens for all; whatever a tool's
-documentation recommends is as its script quotes it, but for the learning rate: the documented one times the factors of
-a small grid, which goes on upwards while its highest is the best. Where sparsity has a weight and no k, the weight is
-searched for L0 = k as well (within a fifth, or as close as it came: "off k"). What is best for the first seed is used
-for the others.
+documentation recommends is as its script quotes it, but for the learning rate: the documented one times 3 and 10 (1
+and 3 where it is high), then times more or less by threes for as long as the highest or the lowest is the best. Where
+sparsity has a weight and no k, the weight is searched for L0 = k as well (within a fifth, or as close as it came: "off
+k"). What is best for the first seed is used for the others.
 
 What each tool keeps for use is then measured by one and the same code, on documents that were held out of all
 trainings: explained variance, L0, features that never fire, and how much of the model's loss is recovered when the SAE

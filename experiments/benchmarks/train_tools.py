@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("topk", "batchtopk", "relu", "jumprelu", "gated")
 D_MODEL = 576
 TOLERANCE = 0.2  # of k: how far L0 may be off
-HIGHEST_FACTOR = 90  # of the learning rate: beyond it none is tried
+FACTORS = (0.1, 100.0)  # of the learning rate: beyond these none is tried
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tool:
     script: str
     peer: str | None
     families: tuple[str, ...] = FAMILIES
-    lr_factors: tuple[float, ...] = (1.0, 3.0, 10.0)  # defaults meant for long trainings
+    lr_factors: tuple[float, float] = (3.0, 10.0)  # tried first: the defaults are meant for long trainings
     weighed: tuple[str, ...] = ()  # families whose sparsity follows from a weight
 
     @property
@@ -42,10 +42,10 @@ class Tool:
 
 
 TOOLS = {
-    "lensae": Tool("trains_lensae.py", None, lr_factors=(1 / 3, 1.0, 3.0)),
+    "lensae": Tool("trains_lensae.py", None, lr_factors=(1.0, 3.0)),
     "SAELens": Tool("trains_saelens.py", "sae-lens", weighed=("relu", "jumprelu", "gated")),
     "dictionary_learning": Tool("trains_dictionary.py", "dictionary-learning", weighed=("relu", "gated")),
-    "sparsify": Tool("trains_sparsify.py", "eai-sparsify", ("topk",), (1 / 3, 1.0, 3.0)),
+    "sparsify": Tool("trains_sparsify.py", "eai-sparsify", ("topk",), (1.0, 3.0)),
 }
 
 
@@ -91,17 +91,20 @@ class Search:
         self.k = job["k"]
 
     def runs(self) -> list[dict]:
-        """Every learning rate, and higher ones while the highest is the best; the best run is marked."""
-        runs: list[dict] = []
-        factors = list(self.tool.lr_factors)
-        weight = None
-        for factor in factors:
+        """Two learning rates, then higher ones while the highest is the best and lower ones while the lowest is; the
+        best run is marked."""
+        runs, weight, factors = [], None, []
+        waiting = list(self.tool.lr_factors)
+        while waiting:
+            factor = waiting.pop(0)
+            factors = sorted([*factors, factor])
             found = self.weighed(factor, weight)
             weight = min(found, key=self.distance)["penalty"]
             runs += found
-            if factor == factors[-1] and factor < HIGHEST_FACTOR and self.best(runs)["lr_factor"] == factor:
-                factors.append(3 * factor)
-        best = self.best(runs)
+            best = self.best(runs)
+            if not waiting and best["lr_factor"] in (factors[0], factors[-1]):
+                beyond = 3 * factors[-1] if best["lr_factor"] == factors[-1] else factors[0] / 3
+                waiting = [beyond] if FACTORS[0] <= beyond <= FACTORS[1] else []
         return [run | {"best": run is best, "off_k": not self.near(run)} for run in runs]
 
     def weighed(self, factor: float, weight: float | None) -> list[dict]:
