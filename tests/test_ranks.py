@@ -107,7 +107,7 @@ def torchrun(*arguments: object) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     return out, err
 
@@ -194,7 +194,7 @@ def worker(process: subprocess.Popen, rank: int) -> int:
 def until_step(checkpoint: Path, step: int, process: subprocess.Popen) -> None:
     from lensae.sae import state
 
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not checkpoint.is_file() or state._read(checkpoint, tensors=False)[0]["place"]["step"] < step:
         assert process.poll() is None and time.monotonic() < end, process.stderr.read()
         time.sleep(0.01)
@@ -214,7 +214,7 @@ def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
     process = torchrun(*command)
     until_step(checkpoint, 20, process)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode and not out and "going on from step" in err and "unexpected" not in err, err
     assert err.count("the same command goes on from there") == 1, err
     out, err = finish(torchrun(*command))
@@ -230,7 +230,7 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     process = torchrun(*command)
     until_step(checkpoint, 5, process)
     process.send_signal(signal.SIGTERM)
-    _out, err = process.communicate(timeout=60)
+    _out, err = process.communicate(timeout=300)
     assert process.returncode and err.count("the same command goes on from there") == 1, err
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "wide", Stops(10))
