@@ -61,6 +61,9 @@ class Coder(Part):
     Rows reach it normalised. With `d_out` it is a transcoder (Dunefsky et al. 2024): it predicts `target_BD` rows of
     that width, and what is subtracted from its input is the input's own centre, which stays fixed.
     The encoder is kept by feature, W_enc_FD, because its gradient has a row for every feature that was active.
+    A feature takes 2 D numbers of weights, as many of gradients, twice as many of Adam's moments and as many for the
+    best weights so far, 40 D bytes in all (a running mean of the weights adds 8 D); pre-activations exist for a block
+    of rows at a time.
     """
 
     saved_as = "standard"
