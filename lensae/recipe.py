@@ -20,6 +20,8 @@ class TrainRecipe:
     many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that (jumprelu);
     `bandwidth` of the estimate of a threshold's gradient, in rows of norm sqrt(d_model) (jumprelu); `aux` weight of the
     loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
+    `encoder_dtype` is the precision of the product by which features are selected in training; their values are
+    float32 always.
     `target` names a set of the same tokens whose rows are to be predicted (a transcoder). `seed` decides what is held
     out, the order of the rows and the start; `init_seed` the start alone, when it is to differ. Rows are shuffled over
     windows of `shuffle_rows`. A checkpoint is written every `checkpoint_minutes`.
@@ -41,6 +43,7 @@ class TrainRecipe:
     patience: int = 3
     heldout: float = 0.1
     aux: float = 1 / 32
+    encoder_dtype: str = "float32"
     seed: int = 0
     init_seed: int | None = None
     target: str | None = None
@@ -55,6 +58,8 @@ class TrainRecipe:
         for name in ("warmup", "decay", "heldout", "aux"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} cannot be {getattr(self, name)}", "a share from 0 up to 1")
+        if self.encoder_dtype not in ENCODER_DTYPES:
+            raise UserError(f"encoder_dtype cannot be '{self.encoder_dtype}'", f"one of {', '.join(ENCODER_DTYPES)}")
         if self.epochs and self.tokens:
             raise UserError("epochs and tokens are both given", "give one of them")
 
@@ -63,7 +68,8 @@ POSITIVE = (
     *("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience", "lr", "epochs", "tokens", "target_l0"),
     *("shuffle_rows", "checkpoint_minutes"),
 )
-WORDS = ("arch", "target")
+ENCODER_DTYPES = ("float32", "bfloat16")
+WORDS = ("arch", "target", "encoder_dtype")
 WHOLE = ("k", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
 SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 

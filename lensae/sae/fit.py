@@ -22,7 +22,7 @@ from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
 from lensae.sae.kernels import keep_large_buffers
 from lensae.sae.lane import Lane, Measured
-from lensae.sae.measure import Batch, measure_all, tensors
+from lensae.sae.measure import Batch, agreement, measure_all, tensors
 from lensae.sae.plan import Plan
 
 Batches = Callable[[int, int], Iterator[Batch]]
@@ -40,6 +40,7 @@ class Fit:
     heldout: Reconstruction | None = None
     stopped: str = "finished"
     seconds: float = 0.0
+    agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
 
     def sae(self, metadata: dict) -> SAE:
         """The trained SAE, for raw activations."""
@@ -179,7 +180,8 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     with lane.own_random():
         lane.trainer.calibrate(lambda: (rows[0] * lane.scales[0] for rows in map(tensors, heldout_rows())))
     [(found, _loss)] = measure_all([lane], heldout_rows())
-    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds)
+    alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
+    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, alike)
 
 
 class _Keeper:

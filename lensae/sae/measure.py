@@ -15,6 +15,7 @@ from lensae.errors import LensaeError
 from lensae.sae.evaluate import Accumulator, Reconstruction
 from lensae.sae.lane import Lane
 
+AGREEMENT_ROWS = 16384
 Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
@@ -58,3 +59,24 @@ def _measure(trainers: list[tuple[torch.nn.Module, tuple[float, ...]]], batches)
     if not seen:
         raise LensaeError("there are no held-out rows to measure on", "collect more than one prompt")
     return [(total.result(), loss / seen) for total, loss in zip(sums, losses, strict=True)]
+
+
+@torch.no_grad()
+def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> float | None:
+    """The share of features that fire on held-out rows whichever precision selects them, that of the training or that
+    of the rows (of the larger number of the two); None for a training in the precision of the rows."""
+    if trainer.reduced is None:
+        return None
+    trainer.eval()
+    both = most = seen = 0
+    for rows in map(tensors, batches):
+        scaled = [rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)]
+        exact_N = trainer(*scaled).features.fires()
+        trainer.product = trainer.reduced
+        found_N = trainer(*scaled).features.fires()
+        trainer.product = None
+        both += int(torch.isin(found_N, exact_N, assume_unique=True).sum())
+        most, seen = most + max(len(found_N), len(exact_N)), seen + len(rows[0])
+        if seen >= AGREEMENT_ROWS:
+            break
+    return both / max(most, 1)

@@ -69,6 +69,9 @@ class Coder(nn.Module):
         super().__init__()
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
         self.progress = 1.0  # share of the training that is done, set by the loop
+        # The precision of the product that selects features, where it is not that of the rows: in training alone.
+        self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
+        self.product = self.reduced
         self.W_dec = nn.Parameter(functional.unit_rows(torch.randn(d_sae, d_out or d_model)))
         rows_FD = self.W_dec.data if d_out is None else functional.unit_rows(torch.randn(d_sae, d_model))
         self.W_enc_FD = nn.Parameter(rows_FD.clone())
@@ -76,6 +79,11 @@ class Coder(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
         self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
         self.dead = DeadFeatures(d_sae, dead_window)
+
+    def train(self, mode: bool = True) -> Coder:
+        """Training or evaluation; the latter selects features in the precision of the rows."""
+        self.product = self.reduced if mode else None
+        return super().train(mode)
 
     @classmethod
     def sparsity(cls, recipe: TrainRecipe) -> str:

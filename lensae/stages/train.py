@@ -148,7 +148,8 @@ def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
     kind = "transcoder-" if recipe.target else ""
     start = "" if recipe.init_seed is None else f"-seed{recipe.init_seed}"
-    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{start}"
+    bits = "" if recipe.encoder_dtype == "float32" else f"-{recipe.encoder_dtype}"
+    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{bits}{start}"
 
 
 def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
@@ -167,6 +168,7 @@ def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str
         "lr",
         "batch",
         "shuffle_rows",
+        "encoder_dtype",
         "seed",
         "target",
     )

@@ -75,6 +75,7 @@ def outcome(data: Data, plan, fit) -> dict:
         "scale": fit.scales[0],
         "target_scale": fit.scales[-1],
         "heldout": {k: v for k, v in vars(fit.heldout).items() if k != "density"},
+        **({} if fit.agreement is None else {"encoder_agreement": fit.agreement}),
         "heldout_limit": data.split.limit,
         "epochs_run": max(line.epoch for line in fit.history),
         "seconds": round(fit.seconds, 3),

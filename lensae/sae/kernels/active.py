@@ -91,6 +91,10 @@ class Active:
         """On how many rows each feature is above zero (F,) int64."""
         return torch.bincount(self.pattern.index_N[self.value.detach() > 0], minlength=self.pattern.d_sae)
 
+    def fires(self) -> torch.Tensor:
+        """The pairs above zero (N,) int64, each as row * F + feature."""
+        return (self.pattern.row_N * self.pattern.d_sae + self.pattern.index_N)[self.value.detach() > 0]
+
     def within(self, bounds: list[int]) -> Active:
         """The pairs regrouped by the range of features they fall in: row g * B + b holds row b's features of
         [bounds[g], bounds[g + 1])."""
@@ -129,6 +133,10 @@ class Dense:
     def count_F(self) -> torch.Tensor:
         """On how many rows each feature is above zero (F,) int64."""
         return (self.value.detach() > 0).sum(0)
+
+    def fires(self) -> torch.Tensor:
+        """The pairs above zero (N,) int64, each as row * F + feature."""
+        return (self.value.detach() > 0).view(-1).nonzero().view(-1)
 
 
 Features = Active | Dense

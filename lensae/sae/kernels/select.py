@@ -74,7 +74,21 @@ def largest(found: Active, wanted: int) -> Active:
     missing = wanted - int(keep_N.sum())
     if missing:
         keep_N[(found.value == limit).nonzero().view(-1)[:missing]] = True
+    return kept(found, keep_N)
+
+
+def kept(found: Active, keep_N: torch.Tensor) -> Active:
+    """The pairs that are marked."""
     pattern, at = found.pattern, keep_N.nonzero().view(-1)
     count_B = torch.bincount(pattern.row_N[at], minlength=pattern.rows)
-    kept = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
-    return Active(kept, found.value[at])
+    fewer = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
+    return Active(fewer, found.value[at])
+
+
+def best(found: Active, k: int) -> Active:
+    """The k largest values of each row, where all rows have equally many."""
+    rows = found.pattern.rows
+    value_BK, at_BK = found.value.view(rows, -1).topk(min(k, found.pattern.d_sae), dim=1, sorted=False)
+    index_BK = found.pattern.index_N.view(rows, -1).gather(1, at_BK)
+    indptr_B1 = torch.arange(rows + 1, device=at_BK.device) * value_BK.shape[1]
+    return Active(Pattern(indptr_B1, index_BK.view(-1), found.pattern.d_sae), value_BK.view(-1))
