@@ -127,7 +127,7 @@ def _epoch(going: list[Lane], train_rows, heldout_rows, hooks: Hooks, keeper: _K
     with _closing(train_rows(epoch, first)) as batches:
         for number, batch in enumerate(batches, first):
             learning = [lane for lane in here if lane.at(epoch, number) and lane.place.step < lane.plan.steps]
-            rows = tensors(batch)
+            rows = tensors(batch, here[0].device)
             losses = _learn(learning, rows)
             lines = _look([lane for lane in learning if not lane.done and lane.due], heldout_rows)
             for lane in learning:
@@ -178,7 +178,7 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     lane.trainer.load_state_dict(lane.best)
     lane.trainer.eval()
     with lane.own_random():
-        lane.trainer.calibrate(lambda: (rows[0] * lane.scales[0] for rows in map(tensors, heldout_rows())))
+        lane.trainer.calibrate(lambda: (tensors(b, lane.device)[0] * lane.scales[0] for b in heldout_rows()))
     [(found, _loss)] = measure_all([lane], heldout_rows())
     alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
     return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, alike)

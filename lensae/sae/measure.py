@@ -23,11 +23,13 @@ class NotFinite(LensaeError):
     """Rows that are to be learnt from hold values that are not numbers."""
 
 
-def tensors(batch: Batch) -> list[torch.Tensor]:
-    """Input rows, and target rows if there are any; raises NotFinite when they are no numbers."""
+def tensors(batch: Batch, device: str | torch.device = "cpu") -> list[torch.Tensor]:
+    """Input rows, and target rows if there are any, on the device; raises NotFinite when they are no numbers."""
     rows = [torch.from_numpy(rows_BD) for rows_BD in (batch if isinstance(batch, tuple) else (batch,))]
     if not all(math.isfinite(float(rows_BD.sum())) for rows_BD in rows):
         raise NotFinite("the activations are not finite", "python main.py store verify")
+    if torch.device(device).type == "cuda":
+        rows = [rows_BD.pin_memory().to(device, non_blocking=True) for rows_BD in rows]
     return rows
 
 
@@ -48,7 +50,8 @@ def _measure(trainers: list[tuple[torch.nn.Module, tuple[float, ...]]], batches)
     losses, seen = [0.0] * len(trainers), 0
     for trainer, _scales in trainers:
         trainer.eval()
-    for rows in map(tensors, batches):
+    device = trainers[0][0].W_dec.device
+    for rows in (tensors(batch, device) for batch in batches):
         for number, (trainer, scales) in enumerate(trainers):
             step = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)))
             if len(sums) <= number:
@@ -69,7 +72,7 @@ def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float
         return None
     trainer.eval()
     both = most = seen = 0
-    for rows in map(tensors, batches):
+    for rows in (tensors(batch, trainer.W_dec.device) for batch in batches):
         scaled = [rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)]
         exact_N = trainer(*scaled).features.fires()
         trainer.product = trainer.reduced

@@ -118,4 +118,4 @@ def _restore(lane: Lane, tensors: dict[str, torch.Tensor]) -> None:
     lane.random = tensors["random"]
     for number, parameter in enumerate(lane.trainer.parameters()):
         if kept := _group(tensors, f"optimizer/{number}/"):
-            lane.optimizer.state[parameter] = kept
+            lane.optimizer.state[parameter] = {name: t.to(parameter.device) for name, t in kept.items()}

@@ -12,6 +12,7 @@ from lensae.paths import SaeEntry, SetEntry, safe_name
 from lensae.recipe import TrainRecipe
 from lensae.stages.event_files import EventFile
 from lensae.stages.interrupts import requested
+from lensae.stages.ranks import current
 from lensae.stages.training_data import LOOK_ROWS, Data, open_data
 from lensae.stages.training_facts import facts_of, metadata, outcome, write_metrics
 from lensae.stages.training_folder import TrainingFolder, claim
@@ -82,6 +83,7 @@ def train_all(
     """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail."""
     from lensae.model.precision import fast_matmul
     from lensae.sae.fit import fit_all
+    from lensae.sae.kernels import using
     from lensae.sae.measure import NotFinite
 
     watcher = watcher or Watcher()
@@ -94,6 +96,7 @@ def train_all(
         if len({training.plan.batch for training in trainings}) > 1:
             raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
         stack.enter_context(fast_matmul())
+        stack.enter_context(using(_kernels(trainings, data.reader.width)))
         try:
             fit_all(
                 [training.lane for training in trainings],
@@ -105,6 +108,21 @@ def train_all(
             return [_finished(data, training, stop) for training in trainings]
         except NotFinite as error:
             raise data.explain_not_finite(error) from None
+
+
+def _kernels(trainings: list[Training], width: int):
+    """Which kernels they use: what is faster for the widest of them."""
+    from lensae.sae.kernels import choose
+
+    widest = max(trainings, key=lambda training: training.plan.d_sae)
+    plan = widest.plan
+    return choose(plan.batch, width, plan.d_sae, plan.k, widest.lane.device)
+
+
+def _device() -> str:
+    import torch
+
+    return current().device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_shared(recipes: list[TrainRecipe]) -> None:
@@ -134,6 +152,7 @@ def _begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | Non
             plan,
             lambda window: architecture.Trainer(width, plan.d_sae, settled, window, data.d_out),
             folder.checkpoint,
+            _device(),
         )
         state.load(lane)
         yield Training(folder.path.name, recipe, settled, plan, folder, lane)

@@ -22,6 +22,8 @@ BLOCK = 512
 # of 18,432).
 SPARSE_BELOW = 0.08
 # What a product in fewer bits proposes beyond what is wanted: features per row, and the share of a floor below it.
+# (Measured on a trained SAE of 4,608 features, k 32: of what float32 selects bfloat16 alone selects 99.4 %, with 8 more
+# to choose from all but 1 in 260,000; they cost 4 % of the encoder's time.)
 SPARE, SLACK = 8, 2**-7
 
 

@@ -10,10 +10,16 @@ import math
 import torch
 
 from lensae.sae.kernels.active import Active, Pattern
+from lensae.sae.kernels.choice import chosen
 
 
 def topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest entries of each row and where they are, in no order (B, K), (B, K).
+    """The k largest entries of each row and where they are, in no order (B, K), (B, K)."""
+    return chosen("topk", grouped_topk)(pre_BF, k)
+
+
+def grouped_topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, in PyTorch's operations.
 
     The k groups with the largest maxima hold the k largest entries, so only they are searched: the k-th of these
     maxima is a floor that at least k entries reach, and little more than k do.
