@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store bench-train clean
+.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store bench-train bench-quality clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -57,8 +57,11 @@ bench-peers: .peers/sae-lens/.ready .peers/dictionary-learning/.ready .peers/eai
 bench-collect: $(READY)  ## measure collecting and generating beside transformers and SAELens
 	@$(PY) experiments/benchmarks/collect.py $(ARGS)
 
-bench-train: $(READY)  ## measure training beside SAELens, dictionary_learning and sparsify
+bench-train: $(READY)  ## measure how fast training is beside SAELens, dictionary_learning and sparsify
 	@$(PY) experiments/benchmarks/train.py $(ARGS)
+
+bench-quality: $(READY)  ## measure how good the SAEs are that these train (experiments/quality.toml)
+	@$(PY) experiments/benchmarks/quality.py $(ARGS)
 
 bench-store: $(READY)  ## measure chunk sizes and compression on real activations
 	@$(PY) experiments/benchmarks/storage.py $(ARGS)

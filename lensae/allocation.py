@@ -8,20 +8,25 @@ import re
 import resource
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LARGEST = 32 * 2**20  # glibc takes no higher threshold
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed blocks of up to 32 MiB for the next step, and say whether it does.
+def keep_freed_memory(any_size: bool = False) -> bool:
+    """Let glibc keep freed blocks of up to 32 MiB, or of `any_size`, for the next step, and say whether it does
+    (mallopt(3)).
 
     By default it gives each back to the kernel, and every page of the next one is faulted in again, which costs a
-    model's large activations more time than the arithmetic on them. It lasts for the life of the process.
+    model's large activations more time than the arithmetic on them. Training asks for `any_size`: its blocks of
+    pre-activations pass 32 MiB in a wide SAE, and are the same at every step, so that nothing is kept in vain; those
+    of collecting differ with the lengths of the texts, and larger ones are let go of. It lasts for the life of the
+    process; elsewhere than on glibc nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    mapped = mallopt(M_MMAP_MAX, 0) if any_size else mallopt(M_MMAP_THRESHOLD, LARGEST)
+    return bool(mapped) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_memory() -> int:

@@ -27,6 +27,16 @@ class DamagedError(LensaeError):
     """A file on disk is not what it should be."""
 
 
+class Elsewhere(LensaeError):
+    """This process of several ends because of another one, which may have told what happened."""
+
+    def __init__(self, exit_status: int = 1):
+        super().__init__(
+            "another process of this run has ended", "what was saved is kept; the same command goes on from there"
+        )
+        self.exit_status = exit_status
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """The `count` names most like `name`, as a phrase for an error's hint ("" when nothing is at all like it)."""
     found = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.4)

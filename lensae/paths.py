@@ -154,19 +154,26 @@ def list_saes(entry: SetEntry) -> list[SaeEntry]:
 
 def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
     """The SAE of the set that `name` means (a name or a folder), or the one whose training finished last."""
-    if name and (Path(name) / "cfg.json").is_file():
+    if name and _is_sae(Path(name)):
         training = Path(name) / "training.json"
-        return SaeEntry(Path(name), read_json(training) if training.is_file() else {"completed_at": "unknown"})
-    found = list_saes(entry)
-    if name:
-        found = [sae for sae in found if sae.name == name] or _no_such_sae(name, found)
+        known = read_json(training) if training.is_file() else {"completed_at": "unknown"}
+        found = [SaeEntry(Path(name), known)]
+    else:
+        found = list_saes(entry)
+        if name:
+            found = [sae for sae in found if sae.name == name] or _no_such_sae(name, found)
     finished = [sae for sae in found if sae.completed_at]
     if not finished:
         if found:
-            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {found[-1].training.get('command')}")
+            command = found[-1].training.get("command") or "python main.py train"
+            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {command}")
         what = f"no SAE has been trained on {entry.name}"
         raise UserError(what, f"train one with: python main.py train --set {entry.name}")
     return finished[-1]
+
+
+def _is_sae(folder: Path) -> bool:
+    return (folder / "cfg.json").is_file() or (folder / "training.json").is_file()
 
 
 def _no_such_sae(name: str, found: list[SaeEntry]) -> list[SaeEntry]:
@@ -190,12 +197,15 @@ def find_pair(set_name: str | None, sae_name: str | None) -> tuple[SetEntry, Sae
 
 def _set_for_sae(sae_name: str | None) -> tuple[SetEntry, SaeEntry] | None:
     """The latest finished SAE (of that name, if one is given) over all sets, or None."""
-    if sae_name and (Path(sae_name) / "cfg.json").is_file():
+    if sae_name and _is_sae(Path(sae_name)):
         parent = Path(sae_name).resolve().parent.parent
         if not (parent / "manifest.json").is_file():
             return None
         entry = read_set(parent)
         return entry, find_sae(entry, sae_name)
     pairs = [(entry, sae) for entry in list_sets() if entry.completed_at for sae in list_saes(entry)]
-    pairs = [(e, s) for e, s in pairs if s.completed_at and sae_name in (None, s.name)]
-    return max(pairs, key=lambda pair: pair[1].completed_at) if pairs else None
+    pairs = [(e, s) for e, s in pairs if sae_name in (None, s.name)]
+    latest = max(pairs, key=lambda pair: pair[1].completed_at, default=None)
+    if latest and sae_name:
+        return latest[0], find_sae(latest[0], sae_name)  # which may be unfinished, and says so
+    return latest if latest and latest[1].completed_at else None

@@ -20,6 +20,8 @@ class TrainRecipe:
     many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that (jumprelu);
     `bandwidth` of the estimate of a threshold's gradient, in rows of norm sqrt(d_model) (jumprelu); `aux` weight of the
     loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
+    `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
+    past in a running mean of the weights, which then is what is measured and kept (0: none).
     `encoder_dtype` is the precision of the product by which features are selected in training; their values are
     float32 always.
     `target` names a set of the same tokens whose rows are to be predicted (a transcoder). `seed` decides what is held
@@ -43,6 +45,8 @@ class TrainRecipe:
     patience: int = 3
     heldout: float = 0.1
     aux: float = 1 / 32
+    resample: int = 0
+    average: float = 0.0
     encoder_dtype: str = "float32"
     seed: int = 0
     init_seed: int | None = None
@@ -55,9 +59,11 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} cannot be {value}", "it must be more than 0")
-        for name in ("warmup", "decay", "heldout", "aux"):
+        for name in ("warmup", "decay", "heldout", "aux", "average"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} cannot be {getattr(self, name)}", "a share from 0 up to 1")
+        if self.resample < 0:
+            raise UserError(f"resample cannot be {self.resample}", "0 or more")
         if self.encoder_dtype not in ENCODER_DTYPES:
             raise UserError(f"encoder_dtype cannot be '{self.encoder_dtype}'", f"one of {', '.join(ENCODER_DTYPES)}")
         if self.epochs and self.tokens:
@@ -70,7 +76,7 @@ POSITIVE = (
 )
 ENCODER_DTYPES = ("float32", "bfloat16")
 WORDS = ("arch", "target", "encoder_dtype")
-WHOLE = ("k", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
+WHOLE = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
 SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lensae.records import CapturedDocument
 from lensae.store.writer import SetWriter, header
@@ -50,3 +51,26 @@ def write_set(folder: Path, found: list[CapturedDocument], **options) -> Path:
             open_writer.append(one)
         open_writer.finish()
     return folder
+
+
+def like_one_shot(found: dict, x, x_hat, fires) -> None:
+    """The figures of a reconstruction are those of the formulas, over all rows at once (tensors of rows)."""
+    a, b = x.double().numpy(), x_hat.double().numpy()
+    error, spread = ((a - b) ** 2).sum(1), ((a - a.mean(0)) ** 2).sum(1)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    expected = {
+        "rows": len(a),
+        "mse": error.mean() / a.shape[1],
+        "explained_variance": 1 - error.sum() / spread.sum(),
+        "explained_variance_per_dim": (1 - ((a - b) ** 2).mean(0) / a.var(0)).mean(),
+        "explained_variance_per_token": (1 - error / spread).mean(),
+        "l0": fires.sum(1).double().mean().item(),
+        "dead_share": (~fires.any(0)).double().mean().item(),
+        "dense_share": (fires.double().mean(0) > 0.1).double().mean().item(),
+        "cosine": ((a * b).sum(1) / norms[0] / norms[1]).mean(),
+        "shrinkage": (norms[1] / norms[0]).mean(),
+        "relative_bias": (b**2).sum() / (a * b).sum(),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name

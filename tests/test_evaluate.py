@@ -19,8 +19,9 @@ from lensae.sae.baselines import Covariance, random_sae
 from lensae.sae.bootstrap import interval
 from lensae.stages import losses, reconstruction
 from lensae.stages.progress import Silent
+from lensae.store.pairs import Rows
 from lensae.store.reader import SetReader
-from tests.helpers import documents, write_set
+from tests.helpers import documents, like_one_shot, write_set
 
 HOOK = "blocks.4.hook_resid_post"
 
@@ -186,12 +187,12 @@ def test_held_out_rows_are_summed_by_prompt(tmp_path, monkeypatch):
     from lensae.paths import read_set
 
     reader = SetReader(read_set(tmp_path / "toy" / HOOK))
-    held = reconstruction.hold_out(reader, reader.everything())
+    held = reconstruction.hold_out(Rows(reader, reader.everything()))
     stored = [one for one in found if len(one.token_id)]
     assert held.groups == len({one.prompt for one in stored})
     hook = next(iter(found[0].activations))
     rows = [one.activations[hook].astype(np.float16).astype(np.float64) for one in stored]
-    np.testing.assert_allclose(held.mean_D, np.concatenate(rows).mean(0), atol=1e-12)
+    np.testing.assert_allclose(held.mean_O, np.concatenate(rows).mean(0), atol=1e-12)
     half = reconstruction.System("half", "half", 16, lambda x: (0.5 * x, None))
     scored = reconstruction.score(held, half, "cpu", Silent())
     prompts = list(dict.fromkeys(one.prompt for one in stored))
@@ -199,8 +200,8 @@ def test_held_out_rows_are_summed_by_prompt(tmp_path, monkeypatch):
         own = np.concatenate([a for a, one in zip(rows, stored, strict=True) if one.prompt == prompt])
         assert scored.sums_GS[group, metrics.ROWS] == len(own)
         assert scored.sums_GS[group, metrics.ERROR] == pytest.approx(0.25 * (own**2).sum())
-        assert scored.sums_GS[group, metrics.SPREAD] == pytest.approx(((own - held.mean_D) ** 2).sum())
-    small = [len(x) for x, _group in held.batches(9)]
+        assert scored.sums_GS[group, metrics.SPREAD] == pytest.approx(((own - held.mean_O) ** 2).sum())
+    small = [len(x) for x, _y, _group in held.batches(9)]
     assert max(small) <= 9 and sum(small) == len(held.group_R)
 
 
@@ -225,7 +226,7 @@ def test_every_figure_of_the_command(lensae, copied):
     split = reader.split_at(sae_entry.training["heldout_limit"], 0)
     x = torch.from_numpy(np.concatenate(list(reader.document_rows(split.heldout))))
     features = sae.encode(x)
-    _like_one_shot(found["reconstruction"], x, sae.decode(features), features > 0)
+    like_one_shot(found["reconstruction"], x, sae.decode(features), features > 0)
     _like_numpys_pca(found, np.concatenate(list(reader.document_rows(split.training))), x)
     assert found["heldout_prompts"] < found["heldout_documents"] == split.heldout.documents
     assert found["heldout"] == "held out of its training" and found["splice_check"]["largest_difference"] == 0
@@ -256,28 +257,6 @@ def _current():
     return find_pair(None, None)
 
 
-def _like_one_shot(found: dict, x: torch.Tensor, x_hat: torch.Tensor, fires: torch.Tensor) -> None:
-    a, b = x.double().numpy(), x_hat.double().numpy()
-    error, spread = ((a - b) ** 2).sum(1), ((a - a.mean(0)) ** 2).sum(1)
-    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
-    expected = {
-        "rows": len(a),
-        "mse": error.mean() / a.shape[1],
-        "explained_variance": 1 - error.sum() / spread.sum(),
-        "explained_variance_per_dim": (1 - ((a - b) ** 2).mean(0) / a.var(0)).mean(),
-        "explained_variance_per_token": (1 - error / spread).mean(),
-        "l0": fires.sum(1).double().mean().item(),
-        "dead_share": (~fires.any(0)).double().mean().item(),
-        "dense_share": (fires.double().mean(0) > 0.1).double().mean().item(),
-        "cosine": ((a * b).sum(1) / norms[0] / norms[1]).mean(),
-        "shrinkage": (norms[1] / norms[0]).mean(),
-        "relative_bias": (b**2).sum() / (a * b).sum(),
-    }
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-4), name
-
-
 def _like_numpys_pca(found: dict, training: np.ndarray, x: torch.Tensor) -> None:
     t, a = training.astype(np.float64), x.double().numpy()
     k = round(found["reconstruction"]["l0"])
@@ -288,6 +267,21 @@ def _like_numpys_pca(found: dict, training: np.ndarray, x: torch.Tensor) -> None
     assert own["explained_variance"] == pytest.approx(expected, rel=1e-4) and own["l0"] == k
     assert own["dead_share"] is own["dense_share"] is None
     assert found["baseline_training_rows"] == len(t)
+
+
+def test_a_sweep_recovers_what_each_evaluation_finds(copied, monkeypatch):
+    from lensae.recipe import TrainRecipe
+    from lensae.stages import evaluate, sweep
+
+    monkeypatch.setattr(sweep, "CE_TOKENS", 10**9)
+    monkeypatch.setattr(evaluate, "CE_TOKENS", 10**9)
+    recipes = [TrainRecipe(width=4, k=k, epochs=2, batch=512) for k in (4, 16)]
+    report = sweep.sweep(recipes)
+    assert len(report.points) == 2 and not report.no_losses
+    for point in report.points:
+        alone = evaluate.evaluate(sae_name=point.name)
+        assert point.ce_recovered == pytest.approx(alone.loss.ce_recovered, rel=1e-4)
+        assert point.mse == pytest.approx(alone.figures["mse"], rel=1e-4)
 
 
 def test_losses_are_those_of_one_sequence_at_a_time(use_trained):
@@ -337,13 +331,6 @@ def test_an_sae_that_was_not_trained_here(kind, lensae, copied, tmp_path):
     assert found["heldout_documents"] == SetReader(entry).split(0.1, 0).heldout.documents
     assert found["baselines"]["random"]["reconstruction"]["l0"] == pytest.approx(found["reconstruction"]["l0"], rel=0.2)
     assert (tmp_path / "foreign/evaluation.json").is_file() and (tmp_path / "foreign/figures/density.png").is_file()
-
-
-def test_a_transcoder_is_refused(lensae, copied, tmp_path):
-    sae = sae_of("topk", d=64, f=96)
-    checkpoint.save(tmp_path / "transcoder", SAE(sae.cfg | {"d_out": 64}, sae.tensors))
-    status, _out, err = lensae("evaluate", "--sae", tmp_path / "transcoder")
-    assert status == 2 and "is a transcoder" in err
 
 
 def test_a_folder_that_cannot_be_written_to(lensae, copied, tmp_path, monkeypatch):

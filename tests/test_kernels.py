@@ -199,9 +199,12 @@ def test_float32_is_as_exact_as_dense():
         assert error <= max(2 * float((dense - truth).norm() / truth.norm()), 1e-6)
 
 
-def test_freed_memory_is_kept():
+@pytest.mark.parametrize("any_size", [False, True])
+def test_freed_memory_is_kept(any_size):
     """glibc agrees, and elsewhere nothing happens."""
     import platform
 
-    assert kernels.keep_large_buffers() == (platform.libc_ver()[0] == "glibc")
+    from lensae.allocation import keep_freed_memory
+
+    assert keep_freed_memory(any_size) == (platform.libc_ver()[0] == "glibc")
     assert math.isfinite(float(torch.randn(1_000_000).sum()))

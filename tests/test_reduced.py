@@ -31,8 +31,8 @@ def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Te
 
 
 CHOOSE = {
-    "topk": lambda *args, dtype=None: kernels.topk(*args, 16, dtype),
-    "batch_topk": lambda *args, dtype=None: kernels.batch_topk(*args, 16, None, dtype)[0],
+    "topk": lambda *args, dtype=None: kernels.topk(*args, 16, dtype=dtype),
+    "batch_topk": lambda *args, dtype=None: kernels.batch_topk(*args, 16, dtype=dtype)[0],
     "above": lambda *args, dtype=None: kernels.above(*args, 2.0, dtype=dtype),
     "above each": lambda *args, dtype=None: kernels.above(
         *args, torch.linspace(1.7, 2.5, D_SAE).to(args[0]), dtype=dtype
@@ -73,7 +73,7 @@ def test_topk_keeps_its_number():
     """Also where fewer features exist than k and the spare ones together."""
     x_BD, (shift, W_FD, b_F) = problem(2, torch.float32)
     for k, d_sae in ((16, D_SAE), (30, 33), (33, 33)):
-        features = kernels.topk(x_BD, shift, W_FD[:d_sae], b_F[:d_sae], k, BFLOAT16)
+        features = kernels.topk(x_BD, shift, W_FD[:d_sae], b_F[:d_sae], k, dtype=BFLOAT16)
         assert len(features.value) == k * ROWS and features.shape == (ROWS, d_sae)
         assert all(len(set(row)) == k for row in features.pattern.index_N.view(ROWS, k).tolist())
 
@@ -81,7 +81,7 @@ def test_topk_keeps_its_number():
 @pytest.mark.parametrize("guess", [None, 0.0, 1.5, 1e3])
 def test_batch_topk_whatever_is_guessed(guess):
     x_BD, parameters = problem(3, torch.float32)
-    features, least = kernels.batch_topk(x_BD, *parameters, 16, guess, BFLOAT16)
+    features, least = kernels.batch_topk(x_BD, *parameters, 16, guess, dtype=BFLOAT16)
     _features, exact = kernels.batch_topk(x_BD, *parameters, 16)
     assert len(features.value) == 16 * ROWS and least == pytest.approx(exact, abs=1e-3)
 

@@ -100,7 +100,7 @@ CHOOSE = {
     "batch_topk": (lambda *args: kernels.batch_topk(*args, 5)[0], lambda pre_BF: reference.batch_topk(pre_BF, 5)),
     "above": (lambda *args: kernels.above(*args, 2.0), lambda pre_BF: reference.above(pre_BF, 2.0)),
     "nothing above": (lambda *args: kernels.above(*args, 1e3), lambda pre_BF: reference.above(pre_BF, 1e3)),
-    "bfloat16": (lambda *args: kernels.topk(*args, 5, torch.bfloat16), lambda pre_BF: reference.topk(pre_BF, 5)),
+    "bfloat16": (lambda *args: kernels.topk(*args, 5, dtype=torch.bfloat16), lambda pre_BF: reference.topk(pre_BF, 5)),
 }
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
-from lensae.errors import LensaeError
+from lensae.errors import Elsewhere, LensaeError, UserError
+from lensae.stages.ranks import current
+
+LAST_WORDS_S = 20.0  # that a process which has nothing to tell leaves to the one that has
 
 
 class Interrupted(LensaeError):
@@ -86,6 +90,8 @@ def main() -> None:
     try:
         app()
     except LensaeError as error:
+        if isinstance(error, Elsewhere | UserError | Interrupted) and not current().first:
+            _leave(error)
         _fail(error.what, error.hint, error.exit_status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,6 +102,15 @@ def main() -> None:
         _fail("out of memory", "try a smaller --batch-size", 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error}", "a fault in lensae: --debug shows where", 1)
+
+
+def _leave(error: LensaeError) -> None:
+    """End without a word: of several processes the first one tells (torchrun ends the others when one has ended)."""
+    if os.environ.get("LENSAE_DEBUG"):
+        raise error
+    if not isinstance(error, Interrupted):  # which torchrun knows of
+        time.sleep(LAST_WORDS_S)
+    sys.exit(error.exit_status)
 
 
 def _explain(error: OSError) -> tuple[str, str]:

@@ -12,7 +12,7 @@ def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOpti
 
     Beside it: as many principal components, a random SAE, and the stream itself. Writes evaluation.json and the
     histograms of density, activations and decoder cosines (PNG) into the SAE's folder. Any SAE in the SAELens layout
-    can be measured: --sae FOLDER.
+    can be measured: --sae FOLDER. A transcoder is measured on the rows that it predicts, beside linear maps.
     """
     from lensae.stages.evaluate import evaluate, summary
     from lensae.views import evaluate as view

@@ -20,6 +20,7 @@ EXAMPLES = examples(
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
+APART = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")  # what does not belong in a recipe
 
 
 def command(
@@ -52,7 +53,13 @@ def command(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Of the split, the start and the order. Default 0. *")] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file with a [train] table; flags override it.")] = None,
+    shard_features: Annotated[
+        bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Log the measurements to Weights & Biases too, under the project lensae.")
+    ] = False,
     set_name: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,16 +68,27 @@ def command(
     A tenth of the prompts is held out whole; training stops early when those stop improving; the best weights are
     kept, in the layout that SAELens loads. An interrupted training goes on when the same command is given again.
 
+    Several processes train together under torchrun: torchrun --nproc-per-node 2 main.py train ... Each learns from its
+    part of every batch; with --shard-features each holds its part of the features, for SAEs too wide for one device.
+    Either way the SAE is the one that a single process trains, but for rounding.
+
     Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
     """
-    given = {key: value for key, value in locals().items() if key not in ("recipe", "name", "set_name", "as_json")}
+    given = {key: value for key, value in locals().items() if key not in APART}
+    from contextlib import ExitStack
+
     from lensae.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
     from lensae.views import train as view
     from lensae.views.console import out
 
-    with view.LiveTraining() as watcher:
+    with ExitStack() as stack:
+        watcher = live = stack.enter_context(view.LiveTraining())
+        if wandb:
+            from lensae.stages.wandb_runs import Logged
+
+            watcher = stack.enter_context(Logged(live, live.say))
         if len(settings) > 1:
             from lensae.stages.sweep import sweep as run
             from lensae.views import sweep as view
@@ -78,7 +96,9 @@ def command(
             from lensae.stages.train import train as run
 
             settings = settings[0]
-        report = run(settings, set_name, name, watcher, command_line())
+        report = run(settings, set_name, name, watcher, command_line(), shard_features)
+    if report is None:  # another process tells
+        return
     if as_json:
         view.as_json(report)
     else:

@@ -121,6 +121,18 @@ class LanguageModel:
                 raise UserError(f"the hook '{missing[0]}' never fires in {self.name}", "use blocks.N.hook_resid_post")
             return {hook: taps.taken[hook][0].shape[-1] for hook in hooks}
 
+    def order(self, hooks: Sequence[str]) -> list[str]:
+        """The hooks in the order in which a pass comes to them, found by running two tokens."""
+        ids_BT, found = torch.full((1, 2), self.text.pad_id, device=self.device), []
+        for name in hooks:
+            self.add_hook(name, lambda _x, hook, name=name: found.append(name))
+        try:
+            with torch.inference_mode():
+                self.forward(ids_BT, torch.ones_like(ids_BT))
+        finally:
+            self.reset_hooks()
+        return found
+
 
 class Taps:
     """The hooks of one run, added on entry and removed on exit: edits first, so that what is captured is edited.

@@ -1,6 +1,6 @@
 """What an SAE is compared with: as many principal components, and an SAE whose directions are random.
 
-Shapes: B rows, D d_model, F features, K components.
+Shapes: B rows, D d_model, O width of what a transcoder predicts, F features, K components.
 """
 
 from __future__ import annotations
@@ -83,6 +83,32 @@ def random_sae(sae: SAE, l0: float, x_BD: torch.Tensor, seed: int = 0) -> SAE:
     factor = _factor(x_BD - b_dec, drawn.decode(drawn.encode(x_BD)) - b_dec)
     scaled = {name: tensors[name] * factor for name in ("W_enc", "b_enc", "threshold") if name in tensors}
     return SAE(drawn.cfg, tensors | scaled)
+
+
+def random_transcoder(sae: SAE, l0: float, x_BD: torch.Tensor, y_BO: torch.Tensor, seed: int = 0) -> SAE:
+    """A transcoder of the same width and kind whose encoder has random unit directions around the mean of `x_BD`.
+
+    On these rows it fires `l0` times a row, as a random SAE does. Decoder rows cannot be random too (that would predict
+    nothing): each is what regressing the targets `y_BO` on its feature alone gives, and one factor for all of them, the
+    one with the least squared error, makes up for features that fire together.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W_DF = functional.unit_rows(torch.randn(sae.d_sae, sae.d_in, generator=generator)).T.contiguous()
+    mean_O = y_BO.double().mean(0).float()
+    tensors = {"W_enc": W_DF, "b_enc": -(x_BD.double().mean(0).float() @ W_DF), "b_dec": mean_O}
+    kind, k = sae.cfg["architecture"], {}
+    if kind == "topk":
+        k = {"k": sae.cfg["k"]}
+    else:
+        level = _level(x_BD @ W_DF + tensors["b_enc"], l0)
+        plain = kind in ("standard", "transcoder")
+        kind = "transcoder" if plain else "jumprelu_transcoder"
+        tensors |= {"b_enc": tensors["b_enc"] - level} if plain else {"threshold": torch.full((sae.d_sae,), level)}
+    cfg = checkpoint.config(kind, sae.d_in, sae.d_sae, {}, **k, d_out=sae.d_out, apply_b_dec_to_input=False)
+    features_BF = SAE(cfg, tensors).encode(x_BD)
+    W_FO = features_BF.T @ (y_BO - mean_O) / features_BF.square().sum(0).clamp(min=1e-12)[:, None]
+    factor = _factor(y_BO - mean_O, features_BF @ W_FO)
+    return SAE(cfg, tensors | {"W_dec": W_FO * factor})
 
 
 def _level(pre_BF: torch.Tensor, l0: float) -> float:

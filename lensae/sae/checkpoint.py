@@ -8,10 +8,13 @@ import torch
 
 from lensae.durable import read_json, write_file, write_json
 from lensae.errors import DamagedError, UserError
+from lensae.sae import pieces
 from lensae.sae.base import ENCODERS, SAE
+from lensae.sae.world import ALONE, World
 
 WEIGHTS = "sae_weights.safetensors"
 LAYOUT_VERSION = "6.0.0"
+ALONG = {"W_enc": 1, "b_dec": None}  # where parts of the features are put together, if not along the first dimension
 
 
 def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> dict:
@@ -30,14 +33,22 @@ def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> 
     }
 
 
-def save(folder: Path, sae: SAE) -> None:
-    """Write the two files; each appears whole or not at all."""
+def save(folder: Path | None, sae: SAE, world: World = ALONE) -> None:
+    """Write the two files; each appears whole or not at all.
+
+    Where features are divided each process gives the SAE of its own, and only the first one, which writes, a folder.
+    """
     from safetensors.torch import save as to_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
-    data = to_bytes({name: t.detach().cpu().float().contiguous() for name, t in sae.tensors.items()})
-    write_file(folder / WEIGHTS, data)
-    write_json(folder / "cfg.json", sae.cfg)
+    tensors = {name: t.detach().cpu().float().contiguous() for name, t in sae.tensors.items()}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    if world.features_divided:
+        pieces.write(folder and folder / WEIGHTS, tensors, lambda name: ALONG.get(name, 0), {}, world)
+    else:
+        write_file(folder / WEIGHTS, to_bytes(tensors))
+    if folder is not None:
+        write_json(folder / "cfg.json", sae.cfg)
 
 
 def load(folder: Path) -> SAE:

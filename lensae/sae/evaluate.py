@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lensae.sae import functional
+from lensae.sae.world import World
 
 TINY = 1e-12
 # What row_figures gives of each row.
@@ -72,6 +73,17 @@ class Accumulator:
         self.shrinkage += float((norm_hat / norm).sum())
         self.square_hat += float(norm_hat.square().sum())
         self.product += float(product.sum())
+
+    def join(self, world: World) -> None:
+        """Take in what the other processes have seen."""
+        scalars = torch.tensor([self.cosine, self.shrinkage, self.square_hat, self.product], dtype=torch.float64)
+        if world.rows_divided:
+            self.n = world.rows(self.n)
+            for sums in (self.sum_D, self.square_D, self.error_D, self.fired_F, scalars):
+                world.add_up(sums)
+            self.cosine, self.shrinkage, self.square_hat, self.product = scalars.tolist()
+        if world.features_divided:
+            self.fired_F = torch.cat(world.gather(self.fired_F))
 
     def result(self) -> Reconstruction:
         """The figures over everything taken in so far."""

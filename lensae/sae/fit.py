@@ -10,20 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
+from lensae.allocation import keep_freed_memory
 from lensae.recipe import TrainRecipe
 from lensae.sae import state
 from lensae.sae.base import SAE
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
-from lensae.sae.kernels import keep_large_buffers
 from lensae.sae.lane import Lane, Measured
 from lensae.sae.measure import Batch, agreement, measure_all, tensors
 from lensae.sae.plan import Plan
+from lensae.sae.world import ALONE, World
 
 Batches = Callable[[int, int], Iterator[Batch]]
 SAMPLE_ROWS = 16384
@@ -43,7 +44,7 @@ class Fit:
     agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
 
     def sae(self, metadata: dict) -> SAE:
-        """The trained SAE, for raw activations."""
+        """The trained SAE, for raw activations; where features are divided, of this process's."""
         return self.trainer.sae(self.scales[0], metadata, self.scales[-1])
 
 
@@ -84,34 +85,38 @@ def fit_all(
 ) -> None:
     """Train every lane until its plan is done or the held-out rows stop improving; every batch is read once for all.
 
-    `train_rows(epoch, first)` yields the batches of an epoch from number `first` on, `heldout_rows()` those that are
-    measured on. A lane with a checkpoint goes on from there; it is written every so many `minutes`, when the training
-    is interrupted and at its end. Raises NotFinite for rows that are not finite.
+    `train_rows(epoch, first)` yields the batches of an epoch from number `first` on (of several processes each its own
+    rows of them), `heldout_rows()` those that are measured on (the same in all). A lane with a checkpoint goes on from
+    there; it is written every so many `minutes`, when the training is interrupted and at its end.
+    Raises NotFinite for rows that are not finite.
     """
-    keep_large_buffers()
-    hooks, keeper = hooks or Hooks(), _Keeper(lanes, minutes)
-    _start([lane for lane in lanes if not lane.scales and not state.load(lane)], train_rows)
+    keep_freed_memory(any_size=True)
+    hooks, world = hooks or Hooks(), lanes[0].trainer.world
+    keeper = _Keeper(lanes, minutes, world)
+    _start([lane for lane in lanes if not lane.scales and not state.load(lane)], train_rows, world)
     try:
         while going := [lane for lane in lanes if not lane.done]:
             _epoch(going, train_rows, heldout_rows, hooks, keeper)
     except KeyboardInterrupt:
-        keeper.save()
+        if world.alone:
+            keeper.save()
         raise
     keeper.save()
 
 
-def _start(lanes: list[Lane], train_rows: Batches) -> None:
+def _start(lanes: list[Lane], train_rows: Batches, world: World) -> None:
     if lanes:
         with _closing(train_rows(0, 0)) as batches:
-            sample = _sample(batches)
+            sample = _sample(batches, world)
         scales = tuple(norm_scale(rows_BD) for rows_BD in sample)
         for lane in lanes:
             lane.start(sample, scales)
 
 
-def _sample(batches: Iterator[Batch]) -> list[torch.Tensor]:
+def _sample(batches: Iterator[Batch], world: World) -> list[torch.Tensor]:
     parts, rows = [], 0
-    for batch in map(tensors, batches):
+    for own in world.batches(map(tensors, batches)):
+        batch = [world.whole(rows_BD) for rows_BD in own]
         parts.append(batch)
         rows += len(batch[0])
         if rows >= SAMPLE_ROWS:
@@ -123,16 +128,16 @@ def _epoch(going: list[Lane], train_rows, heldout_rows, hooks: Hooks, keeper: _K
     """The rest of the first epoch that a lane is in, for the lanes that are in it."""
     epoch = min(lane.place.epoch for lane in going)
     here = [lane for lane in going if lane.place.epoch == epoch]
-    first = min(lane.place.batch for lane in here)
+    first, world = min(lane.place.batch for lane in here), keeper.world
     with _closing(train_rows(epoch, first)) as batches:
-        for number, batch in enumerate(batches, first):
+        on_device = (tensors(batch, here[0].device) for batch in batches)
+        for number, rows in enumerate(world.batches(on_device), first):
             learning = [lane for lane in here if lane.at(epoch, number) and lane.place.step < lane.plan.steps]
-            rows = tensors(batch, here[0].device)
             losses = _learn(learning, rows)
             lines = _look([lane for lane in learning if not lane.done and lane.due], heldout_rows)
             for lane in learning:
                 lane.settle()
-            _tell(hooks, len(rows[0]), losses, lines)
+            _tell(hooks, world.rows(len(rows[0])), losses, lines)
             keeper.tick(hooks)
             if all(lane.done or lane.place.step >= lane.plan.steps for lane in here):
                 break
@@ -157,8 +162,11 @@ def _look(lanes: list[Lane], heldout_rows) -> list[tuple[Lane, Measured]]:
     """Measure the lanes on the held-out rows."""
     for lane in lanes:
         lane.torn = True
-    found = measure_all(lanes, heldout_rows()) if lanes else []
-    return [(lane, lane.note(*one)) for lane, one in zip(lanes, found, strict=True)]
+    with ExitStack() as stack:
+        for lane in lanes:
+            stack.enter_context(lane.for_use())
+        found = measure_all(lanes, heldout_rows()) if lanes else []
+        return [(lane, lane.note(*one)) for lane, one in zip(lanes, found, strict=True)]
 
 
 def _tell(hooks: Hooks, rows: int, losses: list[dict[str, float]], lines: list[tuple[Lane, Measured]]) -> None:
@@ -171,8 +179,10 @@ def _tell(hooks: Hooks, rows: int, losses: list[dict[str, float]], lines: list[t
 def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     """What a lane that is done came to: its best weights, calibrated and measured on all held-out rows.
 
-    Raises LensaeError when nothing is worth keeping.
+    Raises LensaeError when nothing is worth keeping. Where rows are divided it is one process's work.
     """
+    if lane.trainer.world.rows_divided:
+        lane.trainer.world = ALONE
     lane.check_worth()
     lane.torn = True
     lane.trainer.load_state_dict(lane.best)
@@ -187,20 +197,24 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
 class _Keeper:
     """Writes the lanes' checkpoints when it is time."""
 
-    def __init__(self, lanes: list[Lane], minutes: float):
+    def __init__(self, lanes: list[Lane], minutes: float, world: World):
+        self.world = world
         self.lanes, self.every = [lane for lane in lanes if lane.checkpoint], 60 * minutes
         self.last = time.monotonic()
 
     def tick(self, hooks: Hooks) -> None:
         """Between two steps: raises KeyboardInterrupt when the caller wants to stop."""
-        if hooks.stop():
-            raise KeyboardInterrupt
-        if time.monotonic() - self.last >= self.every:
+        due = self.world.first and time.monotonic() - self.last >= self.every
+        stop, save = self.world.any(hooks.stop(), due)
+        if save or (stop and not self.world.alone):
             self.save()
+        if stop:
+            self.world.wait()  # nobody ends before it is saved
+            raise KeyboardInterrupt
 
     def save(self) -> None:
         """All that are whole; a lane whose weights are no numbers any more keeps its last good checkpoint."""
-        for lane in self.lanes:
+        for lane in self.lanes if self.world.first or self.world.features_divided else ():
             if not lane.torn and lane.scales and lane.finite:
                 state.save(lane)
         self.last = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import torch
 
 from lensae.errors import LensaeError
 from lensae.recipe import TrainRecipe
+from lensae.sae import resampling
+from lensae.sae.averaging import Average
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.plan import Plan, learning_rate
 
@@ -66,7 +68,7 @@ class Place:
 class Lane:
     """One SAE in training. `scales` are the factors of its rows, the last that of the targets; `checkpoint` is the file
     that it is kept in. Its random numbers are its own, so that neighbours on the same stream change nothing; they are
-    drawn on the CPU whatever the device, and only at the start.
+    drawn on the CPU whatever the device.
 
     `torn` is set while its state is that of no moment between two batches; a lane that failed stays so.
     """
@@ -83,8 +85,11 @@ class Lane:
         torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
         self.trainer = make_trainer(plan.dead_window).to(device)
         self.random = torch.get_rng_state()
-        self.optimizer = torch.optim.Adam(self.trainer.parameters(), lr=plan.lr, betas=(0.9, 0.999), fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.trainer.parameters(), lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True
+        )
         self.scales: tuple[float, ...] = ()
+        self.average: Average | None = None
         self.best: dict[str, torch.Tensor] | None = None
         self.place = Place()
         self.torn = self.failed = False
@@ -96,6 +101,10 @@ class Lane:
         with self.own_random():
             rows = [rows_BD.to(self.device) * scale for rows_BD, scale in zip(sample, scales, strict=True)]
             self.trainer.initialise(*rows)
+        held = self.trainer.state_dict().items()
+        self.trainer.world.same(*(t for name, t in held if self.trainer.is_shared(name)))
+        if self.recipe.average:
+            self.average = Average(self.trainer, self.recipe.average)
 
     @contextmanager
     def own_random(self) -> Iterator[None]:
@@ -136,8 +145,17 @@ class Lane:
             now.stopped, self.failed = f"the loss was {sum(losses.values())} at step {now.step}", True
             return losses
         self._descend(sum(result.losses.values()))
-        self._count(losses, len(rows[0]))
+        self._count(losses, self.trainer.world.rows(len(rows[0])))
+        if resampling.due(now.step, self.recipe.resample, self.plan, self.recipe.decay):
+            with self.own_random():
+                resampling.resample(self.trainer, self.optimizer, rows[0], rows[-1])
+        if self.average:
+            self.average.update(self.trainer)
         return losses
+
+    def for_use(self) -> AbstractContextManager:
+        """The trainer has meanwhile the weights that are measured and kept."""
+        return self.average.in_place(self.trainer) if self.average else nullcontext()
 
     def settle(self) -> None:
         """All that belongs to a batch is done."""
@@ -146,8 +164,9 @@ class Lane:
     def _descend(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.trainer.share_gradients()
         self.trainer.before_step()
-        torch.nn.utils.clip_grad_norm_(self.trainer.parameters(), 1.0)
+        self.trainer.clip_gradients(1.0)
         self.optimizer.step()
         self.trainer.after_step()
 
@@ -167,7 +186,7 @@ class Lane:
     @property
     def finite(self) -> bool:
         """Whether every weight is a number."""
-        return all(bool(torch.isfinite(p).all()) for p in self.trainer.parameters())
+        return self.trainer.finite
 
     def note(self, found: Reconstruction, heldout_loss: float) -> Measured:
         """Take a measurement in: a better one is kept, with the weights. When no feature fires any more, none is."""
@@ -176,7 +195,7 @@ class Lane:
         if better:
             self.best = {name: value.detach().clone() for name, value in self.trainer.state_dict().items()}
             now.best_loss, now.better = heldout_loss, True
-        elif found.dead_share == 1 and bool(self.trainer.dead.mask_F.all()):
+        elif found.dead_share == 1 and self.trainer.all_dead:
             now.stopped = f"every feature was dead after {now.tokens:,} tokens"
         losses = {name: value / max(now.seen, 1) for name, value in now.sums.items()}
         line = Measured(

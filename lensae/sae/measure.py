@@ -14,6 +14,7 @@ import torch
 from lensae.errors import LensaeError
 from lensae.sae.evaluate import Accumulator, Reconstruction
 from lensae.sae.lane import Lane
+from lensae.sae.world import World
 
 AGREEMENT_ROWS = 16384
 Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -35,32 +36,37 @@ def tensors(batch: Batch, device: str | torch.device = "cpu") -> list[torch.Tens
 
 def measure(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> tuple[Reconstruction, float]:
     """A trainer's figures on rows in the units of the store, and its mean loss there."""
-    [found] = _measure([(trainer, scales)], batches)
+    [found] = _measure([(trainer, scales)], batches, trainer.world)
     return found
 
 
 def measure_all(lanes: list[Lane], batches: Iterable[Batch]) -> list[tuple[Reconstruction, float]]:
     """The same of every lane, each batch read once."""
-    return _measure([(lane.trainer, lane.scales) for lane in lanes], batches)
+    return _measure([(lane.trainer, lane.scales) for lane in lanes], batches, lanes[0].trainer.world)
 
 
 @torch.no_grad()
-def _measure(trainers: list[tuple[torch.nn.Module, tuple[float, ...]]], batches) -> list[tuple[Reconstruction, float]]:
+def _measure(
+    trainers: list[tuple[torch.nn.Module, tuple[float, ...]]], batches, world: World
+) -> list[tuple[Reconstruction, float]]:
     sums: list[Accumulator] = []
     losses, seen = [0.0] * len(trainers), 0
     for trainer, _scales in trainers:
         trainer.eval()
     device = trainers[0][0].W_dec.device
-    for rows in (tensors(batch, device) for batch in batches):
+    for whole in world.batches(tensors(batch, device) for batch in batches):
+        rows = [world.part(rows_BD) for rows_BD in whole]
         for number, (trainer, scales) in enumerate(trainers):
             step = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)))
             if len(sums) <= number:
                 sums.append(Accumulator(rows[-1].shape[1], step.features.shape[1]))
             sums[number].add(rows[-1], step.x_hat_BD / scales[-1], step.features.count_F())
-            losses[number] += float(sum(step.losses.values())) * len(rows[-1])
-        seen += len(rows[-1])
+            losses[number] += float(sum(step.losses.values())) * len(whole[-1])
+        seen += len(whole[-1])
     if not seen:
         raise LensaeError("there are no held-out rows to measure on", "collect more than one prompt")
+    for total in sums:
+        total.join(world)
     return [(total.result(), loss / seen) for total, loss in zip(sums, losses, strict=True)]
 
 
@@ -71,15 +77,17 @@ def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float
     if trainer.reduced is None:
         return None
     trainer.eval()
-    both = most = seen = 0
+    counts, seen = torch.zeros(3, dtype=torch.int64), 0
     for rows in (tensors(batch, trainer.W_dec.device) for batch in batches):
         scaled = [rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)]
         exact_N = trainer(*scaled).features.fires()
         trainer.product = trainer.reduced
         found_N = trainer(*scaled).features.fires()
         trainer.product = None
-        both += int(torch.isin(found_N, exact_N, assume_unique=True).sum())
-        most, seen = most + max(len(found_N), len(exact_N)), seen + len(rows[0])
+        both = int(torch.isin(found_N, exact_N, assume_unique=True).sum())
+        counts += torch.tensor([both, len(found_N), len(exact_N)])
+        seen += len(rows[0])
         if seen >= AGREEMENT_ROWS:
             break
-    return both / max(most, 1)
+    both, *each = trainer.world.over_features(counts).tolist()
+    return both / max(*each, 1)

@@ -13,6 +13,7 @@ from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.training import Coder
+from lensae.sae.world import ALONE, World
 
 
 class L1Coder(Coder):
@@ -24,13 +25,22 @@ class L1Coder(Coder):
 
     warmup, gain, limit = 0.05, 0.1, 0.15
     hints = ("density",)
+    shared = (*Coder.shared, "log_l1")
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         if recipe.target_l0 and recipe.target_l0 > d_sae:
             raise UserError(
                 f"an L0 of {recipe.target_l0:g} is more than the {d_sae} features there are", "raise --width"
             )
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
         self.register_buffer("log_l1", torch.tensor(math.log(recipe.l1)))
         self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
 
@@ -45,15 +55,16 @@ class L1Coder(Coder):
         Away from training with a target it is (L0 / target - 1)^2, which the changing weight does not move, so that
         epochs compare.
         """
-        count_F = features.count_F()
-        l0 = float(count_F.sum()) / features.shape[0]
+        rows = self.world.rows(features.shape[0])
+        count_F = self.world.over_rows(features.count_F())
+        l0 = float(self.world.over_features(count_F.sum())) / rows
         self.density = l0 / self.d_sae
         target = self.recipe.target_l0
         if target and not self.training:
             return {"l0": total.new_tensor((l0 / target - 1) ** 2)}
         weight = math.exp(float(self.log_l1))
         if self.training:
-            self.dead.saw(count_F, features.shape[0])
+            self.dead.saw(count_F, rows)
             weight *= min(1.0, self.progress / self.warmup)
             if target and self.progress >= self.warmup:
                 self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))

@@ -11,6 +11,11 @@ from lensae.recipe import TrainRecipe
 
 SMALL_BUDGET_TOKENS = 1_500_000
 LONG_TRAINING_TOKENS = 10_000_000
+SHORT_STEPS = 200
+# Learning rate, betas of Adam and the share of the budget after which a silent feature counts as dead, where there are
+# fewer steps than that. Measured on 65 steps of topk and batchtopk (d_model 576, F 4608, k 32): 6 and 9 % less of the
+# variance is left unexplained than with the usual 0.9, 0.999 and a tenth, and at most a tenth as many features die.
+SHORT = (6e-3, 0.7, 0.95, 20)
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
 MEASURED = 10  # times, at least, in a training that has as many steps
 WIDTHS = ((3_000_000, 16), (300_000, 8), (0, 4))  # training rows from which on an SAE is so wide
@@ -34,6 +39,8 @@ class Plan:
     batch: int
     dead_window: int
     measures: int = 1
+    beta1: float = 0.9
+    beta2: float = 0.999
 
 
 def cores() -> int:
@@ -69,8 +76,9 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     """Choose what the recipe leaves open.
 
     Epochs: about 1.5 million tokens in all, from 1 to 30 passes. Learning rate: 2e-4 / sqrt(F / 16384) (Gao et al.
-    2024) is meant for long trainings; below some ten million tokens a higher one ends better, so it is 2e-3 there.
-    Dead means silent for a tenth of the budget, at most ten million tokens.
+    2024) is meant for long trainings; below some ten million tokens a higher one ends better, so it is 2e-3 there,
+    and below SHORT_STEPS steps 6e-3, with a shorter memory of past gradients. Dead means silent for a tenth of the
+    budget (a twentieth of such a short one), at most ten million tokens.
     """
     recipe = complete(recipe, rows, d_model)
     d_sae = max(1, round(recipe.width * d_model))
@@ -79,9 +87,11 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     epochs = recipe.epochs or max(1, min(30, math.ceil(wanted / rows)))
     steps = max(1, math.ceil(min(wanted, rows * epochs) / batch)) if recipe.tokens else epochs * math.ceil(rows / batch)
     total = steps * batch
-    lr = recipe.lr or (2e-3 if total < LONG_TRAINING_TOKENS else max(3e-4, 2e-4 / math.sqrt(d_sae / 16384)))
-    window = max(batch, min(total // 10, 10_000_000))
-    return Plan(rows, d_sae, recipe.k, epochs, steps, lr, batch, window, math.ceil(MEASURED / epochs))
+    lr, *betas, part = SHORT if steps < SHORT_STEPS else (2e-3, 0.9, 0.999, 10)
+    if total >= LONG_TRAINING_TOKENS:
+        lr = max(3e-4, 2e-4 / math.sqrt(d_sae / 16384))
+    window, measures = max(batch, min(total // part, 10_000_000)), math.ceil(MEASURED / epochs)
+    return Plan(rows, d_sae, recipe.k, epochs, steps, recipe.lr or lr, batch, window, measures, *betas)
 
 
 def learning_rate(step: int, plan: Plan, recipe: TrainRecipe) -> float:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import checkpoint, functional, kernels
 from lensae.sae.base import SAE
+from lensae.sae.part import BLOCK, Part, random_rows
+from lensae.sae.world import ALONE, World
 
-BLOCK = 1024
 # Held-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
@@ -53,7 +55,7 @@ class DeadFeatures(nn.Module):
         return self.silent_F >= self.window
 
 
-class Coder(nn.Module):
+class Coder(Part):
     """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`.
 
     Rows reach it normalised. With `d_out` it is a transcoder (Dunefsky et al. 2024): it predicts `target_BD` rows of
@@ -65,20 +67,30 @@ class Coder(nn.Module):
     keeps_unit_rows = True
     hints: tuple[str, ...] = ()  # numbers beside the tensors that one batch leaves to the next
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
-        super().__init__()
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
+        super().__init__(d_sae, world)
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
         self.progress = 1.0  # share of the training that is done, set by the loop
         # The precision of the product that selects features, where it is not that of the rows: in training alone.
         self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
         self.product = self.reduced
-        self.W_dec = nn.Parameter(functional.unit_rows(torch.randn(d_sae, d_out or d_model)))
-        rows_FD = self.W_dec.data if d_out is None else functional.unit_rows(torch.randn(d_sae, d_model))
+        if world.features_divided and world.size > d_sae:
+            raise UserError(f"{world.size} processes cannot divide {d_sae} features", "start fewer, or raise --width")
+        self.W_dec = nn.Parameter(functional.unit_rows(random_rows(d_sae, d_out or d_model, self.own)))
+        rows_FD = self.W_dec.data if d_out is None else functional.unit_rows(random_rows(d_sae, d_model, self.own))
         self.W_enc_FD = nn.Parameter(rows_FD.clone())
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(len(rows_FD)))
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
         self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
-        self.dead = DeadFeatures(d_sae, dead_window)
+        self.dead = DeadFeatures(len(rows_FD), dead_window)
 
     def train(self, mode: bool = True) -> Coder:
         """Training or evaluation; the latter selects features in the precision of the rows."""
@@ -107,19 +119,28 @@ class Coder(nn.Module):
         self.centre = functional.geometric_median(x_BD)
         self.b_dec.data = functional.geometric_median(target_BD)
         sample, target = x_BD[:2048] - self.centre, target_BD[:2048] - self.b_dec
-        fires_BF = functional.topk(sample @ self.W_enc_FD.T, self.recipe.k)
+        pre_BF = sample @ self.W_enc_FD.T
+        fires_BF = functional.topk(pre_BF, self.recipe.k)
+        if self.world.features_divided:
+            best_BK = pre_BF.topk(min(self.recipe.k, len(self.b_enc)), dim=1).values
+            fires_BF *= pre_BF >= kernels.kth_largest(best_BK, self.recipe.k, self.world)
         mean_FD = fires_BF.T @ target
         never = mean_FD.norm(dim=1, keepdim=True) == 0
         self.W_dec.data = torch.where(never, self.W_dec, functional.unit_rows(mean_FD))
 
-    def starting_thresholds(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """What the pre-activation of each feature exceeds on a small share of the rows (F,), so that training starts
-        sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """Set what these features have beside their rows of encoder and decoder to where a training begins."""
+        self.b_enc.data[feature_R] = 0.0
+
+    def starting_thresholds(self, x_BD: torch.Tensor, feature_R: torch.Tensor | None = None) -> torch.Tensor:
+        """What the pre-activation of each feature (or of some) exceeds on a small share of the rows (F,), so that
+        training starts sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
         sample_BD = x_BD[:START_ROWS] - self.shift_D
+        weight_FD = self.W_enc_FD.data if feature_R is None else self.W_enc_FD.data[feature_R]
         above = max(1, round(len(sample_BD) * min(START_SHARE, START_L0 / self.d_sae)))
         parts = [
             (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
-            for rows_FD in self.W_enc_FD.data.split(BLOCK)
+            for rows_FD in weight_FD.split(BLOCK)
         ]
         return torch.cat(parts)
 
@@ -134,15 +155,16 @@ class Coder(nn.Module):
             for x_BD in batches():
                 if floor is None:
                     few_BF = torch.addmm(b_F, x_BD[:LEVEL_ROWS] - shift_D, W_FD.T)
-                    spare = few_BF.numel() - round(min(more * active + 1, self.d_sae) * len(few_BF))
-                    floor = float(few_BF.view(-1).kthvalue(spare).values) if spare > 0 else -math.inf
+                    most = round(min(more * active + 1, self.d_sae) * len(few_BF))
+                    best_N = kernels.largest(few_BF.view(-1), most + 1, self.world)
+                    floor = float(best_N[most]) if len(best_N) > most else -math.inf
                 values.append(kernels.above(x_BD, shift_D, W_FD, b_F, floor).value)
                 rows += len(x_BD)
                 if rows >= CALIBRATION_ROWS:
                     break
             value_N, wanted = torch.cat(values), round(active * rows)
-            if len(value_N) > wanted or floor == -math.inf:
-                return float(value_N.topk(min(wanted + 1, len(value_N))).values[-2:].mean())
+            if self.world.features(len(value_N)) > wanted or floor == -math.inf:
+                return float(kernels.largest(value_N, wanted + 1, self.world)[-2:].mean())
             more *= 2
 
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
@@ -175,7 +197,7 @@ class Coder(nn.Module):
         """The trained SAE for raw activations, when rows were multiplied by `scale` (targets by `target_scale`).
 
         Features come out in the units of the raw activations (a transcoder's: of the raw targets), so that the
-        decoder's rows stay what they are.
+        decoder's rows stay what they are. Where features are divided it has those of this process.
         """
         target_scale = target_scale or scale
         tensors = {name: p / target_scale if name != "r_mag" else p.clone() for name, p in self.parts().items()}

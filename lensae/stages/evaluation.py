@@ -52,6 +52,9 @@ class Column:
 class EvaluationReport:
     """Everything `evaluate` measured; `columns` are the SAE, then pca, random and raw (the stream as it is).
 
+    Of a transcoder, what is measured are the rows of the set `target_name`, and `columns` are the transcoder, then
+    linear_rank_l0, linear, random and raw.
+
     `prompts` counts what the intervals resample: documents that share a prompt are kept together, as they are when
     documents are held out. `nearest_cosine` is, for each row of a decoder, its largest cosine with any other.
     """
@@ -72,6 +75,7 @@ class EvaluationReport:
     zeros: int
     nearest_cosine: dict[str, np.ndarray] = field(repr=False)
     folder: Path | None = None
+    target_name: str = ""
 
     @property
     def figures(self) -> dict:
@@ -89,6 +93,7 @@ def summary(report: EvaluationReport) -> dict:
     sae, *baselines = report.columns
     return {
         "set": report.set_name,
+        **({"target": report.target_name} if report.target_name else {}),
         "sae": report.sae_name,
         "heldout_documents": report.documents,
         "heldout_prompts": report.prompts,

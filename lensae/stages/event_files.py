@@ -15,6 +15,12 @@ def available() -> bool:
     return importlib.util.find_spec("tensorboard") is not None
 
 
+def values_of(line) -> dict[str, float]:
+    """What is drawn of a line of metrics.csv, by name; the parts of the loss as "loss/..."."""
+    values = {name: value for name, value in asdict(line).items() if name not in NOT_DRAWN}
+    return values | {f"loss/{name}": value for name, value in line.losses.items()}
+
+
 class EventFile:
     """The measurements of one training by tokens, written anew from its history and then line by line."""
 
@@ -31,9 +37,7 @@ class EventFile:
     def add(self, line) -> None:
         """One more measurement."""
         if self.writer is not None:
-            values = {name: value for name, value in asdict(line).items() if name not in NOT_DRAWN}
-            values |= {f"loss/{name}": value for name, value in line.losses.items()}
-            for name, value in values.items():
+            for name, value in values_of(line).items():
                 self.writer.add_scalar(name, value, line.tokens)
 
     def close(self) -> None:

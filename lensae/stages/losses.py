@@ -1,4 +1,4 @@
-"""What it costs the model when the stream at a set's hook is replaced.
+"""What it costs the model when the stream at a hook is replaced.
 
 Shapes: G groups of documents that share a prompt.
 """
@@ -52,20 +52,25 @@ def kl_recovered(sums: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    model, reader: SetReader, chosen: Selection, replacements: dict[str, Callable], progress: Progress
+    model,
+    reader: SetReader,
+    chosen: Selection,
+    replacements: dict[str, Callable],
+    progress: Progress,
+    target_hook: str | None = None,
 ) -> Losses:
-    """Run the chosen documents through the model as it is, with zeros, and with each replacement (x -> x_hat).
+    """Run the chosen documents through the model as it is, with zeros, and with each replacement (x -> x_hat) of the
+    stream at the set's hook; with a `target_hook` of the stream there, by a function of that at the set's hook.
 
     Special tokens are never replaced, and are not counted as targets.
     """
     import torch
 
     from lensae.model.score import next_token_logprobs, scoring_batches
-    from lensae.steering.edits import Replacement
 
-    hook, documents = reader.entry.manifest["hook"], list(reader.documents(chosen))
+    documents = list(reader.documents(chosen))
     sequences, group = [one.input_ids.tolist() for one in documents], group_numbers(documents)
-    edits = {name: Replacement(hook, f) for name, f in {"zero": torch.zeros_like, **replacements}.items()}
+    itself, edits = _edits(reader.entry.manifest["hook"], target_hook, replacements)
     sums = _Sums(int(group.max()) + 1, edits, torch.tensor(sorted(model.text.special_ids)))
     checked, difference = 0, 0.0
     progress.start("running held-out documents through the model", sum(map(len, sequences)), "tokens")
@@ -73,17 +78,30 @@ def measure(
         ids = [sequences[i] for i in batch]
         clean = next_token_logprobs(model, ids)
         if not checked:
-            same = next_token_logprobs(model, ids, [Replacement(hook, lambda x: x)])
+            same = next_token_logprobs(model, ids, [itself])
             checked = sum(map(len, ids))
             difference = max(float((a - b).abs().max()) for a, b in zip(clean, same, strict=True))
         for b, i in enumerate(batch):
             sums.add("clean", group[i], sequences[i], clean[b])
-        for name, edit in edits.items():
-            changed = next_token_logprobs(model, ids, [edit])
+        for name, some in edits.items():
+            changed = next_token_logprobs(model, ids, some)
             for b, i in enumerate(batch):
                 sums.add(name, group[i], sequences[i], changed[b], clean[b])
         progress.advance(sum(map(len, ids)))
     return Losses(sums.counts, sums.ce, sums.kl, checked, difference)
+
+
+def _edits(hook: str, target_hook: str | None, replacements: dict[str, Callable]) -> tuple:
+    """What replaces the stream by itself; and by name what replaces it by zeros and by each of the functions."""
+    import torch
+
+    from lensae.steering.edits import Replacement, predicted
+
+    place = target_hook or hook
+    edits = {"zero": [Replacement(place, torch.zeros_like)]}
+    for name, function in replacements.items():
+        edits[name] = predicted(hook, place, function) if target_hook else [Replacement(place, function)]
+    return Replacement(place, lambda x: x), edits
 
 
 class _Sums:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lensae.sae.world import World
 
 PATIENCE = timedelta(days=7)  # how long a fast process waits for a slow one
 
@@ -47,16 +51,34 @@ def current() -> Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes of this run, able to wait for one another (over gloo) until the end."""
+def joined(tensors: bool = False) -> Iterator[Ranks]:
+    """The processes of this run, able to wait for one another (over gloo) until the end.
+
+    With `tensors` they exchange those on GPUs too, over nccl.
+    """
     ranks = current()
     if ranks.world == 1:
         yield ranks
         return
     import torch.distributed as distributed
 
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    backend = "gloo"
+    if tensors and ranks.device:
+        import torch
+
+        torch.cuda.set_device(ranks.local)
+        backend = "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield ranks
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def trained_together(by_feature: bool = False) -> Iterator[World]:
+    """The processes of this run as a training sees them: they divide the rows, or with `by_feature` the features."""
+    from lensae.sae.world import World
+
+    with joined(tensors=True) as ranks:
+        yield World(ranks.rank, ranks.world, by_feature)

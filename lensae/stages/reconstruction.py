@@ -1,6 +1,7 @@
 """The held-out rows of a set through an SAE and through what it is compared with.
 
-Shapes: B rows of a batch, R held-out rows, D d_model, F features, G groups of documents that share a prompt.
+Shapes: B rows of a batch, R held-out rows, D d_model, O width of what is predicted (D, but of a transcoder),
+F features, G groups of documents that share a prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 
 from lensae.records import StoredDocument
 from lensae.stages.progress import Progress
-from lensae.store.reader import Selection, SetReader, group_of
+from lensae.store.pairs import Rows
+from lensae.store.reader import group_of
 
 # Bins of the activation histogram: steps of a factor 2^(1/8) from 2^-8 to 2^16.
 EDGES = 2.0 ** np.linspace(-8, 16, 193)
@@ -22,35 +24,36 @@ BATCH_ROWS, FEATURES_AT_ONCE = 2048, 2**26
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows of an evaluation: which group each belongs to (R,), how many groups there are, and their mean (D,)."""
+    """The rows of an evaluation: which group each belongs to (R,), how many groups there are, and the mean (O,) of
+    what is to be predicted."""
 
-    reader: SetReader
-    selection: Selection
+    rows: Rows
     group_R: np.ndarray = field(repr=False)
     groups: int
-    mean_D: np.ndarray = field(repr=False)
+    mean_O: np.ndarray = field(repr=False)
 
-    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Activations (B, D) float32 and groups (B,), at most `rows` at a time."""
+    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """What is read (B, D), what is to be predicted (B, O), float32, and groups (B,), at most `rows` at a time."""
         first = 0
-        for joined in self.reader.batches(self.selection, rows):
-            for start in range(0, len(joined), rows):
-                x_BD = joined[start : start + rows]
-                yield x_BD, self.group_R[first : first + len(x_BD)]
+        for joined in self.rows.batches(rows):
+            for start in range(0, len(joined[0]), rows):
+                x_BD, y_BO = (part[start : start + rows] for part in joined)
+                yield x_BD, y_BO, self.group_R[first : first + len(x_BD)]
                 first += len(x_BD)
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that reconstructs rows: x (B, D) -> its reconstruction and, of an SAE, the features (B, F).
+    """Something that predicts rows: x (B, D) -> the prediction (B, O) and, of an SAE, the features (B, F).
 
-    Without features all `d_sae` of its numbers are taken to be used at every row.
+    Without features all `d_sae` of its numbers are taken to be used at every row; without `run` it is the rows that
+    are to be predicted themselves.
     """
 
     name: str
     title: str
     d_sae: int
-    run: Callable
+    run: Callable | None
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,21 @@ def group_numbers(documents: Iterable[StoredDocument]) -> np.ndarray:
     return np.array(found, np.int64)
 
 
-def hold_out(reader: SetReader, selection: Selection) -> HeldOut:
-    """The groups and the mean of the rows of `selection`."""
+def hold_out(rows: Rows) -> HeldOut:
+    """The groups of the rows, and the mean of what is to be predicted."""
     lengths = []
 
     def documents() -> Iterator[StoredDocument]:
-        for one in reader.documents(selection):
+        for one in rows.reader.documents(rows.selection):
             lengths.append(one.rows[1] - one.rows[0])
             yield one
 
     number = group_numbers(documents())
-    total_D = np.zeros(reader.width)
-    for batch in reader.batches(selection, BATCH_ROWS):
-        total_D += batch.sum(0, dtype=np.float64)
-    mean_D = total_D / max(selection.rows, 1)
-    return HeldOut(reader, selection, np.repeat(number, lengths), int(number.max()) + 1, mean_D)
+    total_O = np.zeros(rows.width)
+    for _x_BD, y_BO in rows.batches(BATCH_ROWS):
+        total_O += y_BO.sum(0, dtype=np.float64)
+    mean_O = total_O / max(rows.selection.rows, 1)
+    return HeldOut(rows, np.repeat(number, lengths), int(number.max()) + 1, mean_O)
 
 
 def score(held: HeldOut, system: System, device: str, progress: Progress) -> Scored:
@@ -95,18 +98,18 @@ def score(held: HeldOut, system: System, device: str, progress: Progress) -> Sco
     from lensae.model.precision import fast_matmul
     from lensae.sae import evaluate as metrics
 
-    total, counts = metrics.Accumulator(held.reader.width, system.d_sae), np.zeros(len(EDGES) - 1, np.int64)
-    sums_GS, mean_D = torch.zeros(held.groups, 5, dtype=torch.float64), torch.from_numpy(held.mean_D)
+    total, counts = metrics.Accumulator(held.rows.width, system.d_sae), np.zeros(len(EDGES) - 1, np.int64)
+    sums_GS, mean_O = torch.zeros(held.groups, 5, dtype=torch.float64), torch.from_numpy(held.mean_O)
     with torch.inference_mode(), fast_matmul():
-        for batch, group_B in held.batches(batch_rows(system.d_sae)):
-            x_BD = torch.from_numpy(batch)
-            x_hat_BD, features_BF = system.run(x_BD.to(device))
-            count_F, active_B, fired = _firing(features_BF, len(batch), system.d_sae)
+        for x_BD, y_BO, group_B in held.batches(batch_rows(system.d_sae)):
+            y_BO = torch.from_numpy(y_BO)
+            y_hat_BO, features_BF = system.run(torch.from_numpy(x_BD).to(device)) if system.run else (y_BO, None)
+            count_F, active_B, fired = _firing(features_BF, len(x_BD), system.d_sae)
             counts += np.histogram(np.clip(fired, EDGES[0], EDGES[-1]), EDGES)[0]
-            total.add(x_BD, x_hat_BD, count_F)
-            rows_BS = metrics.row_figures(x_BD, x_hat_BD.cpu(), active_B, mean_D)
+            total.add(y_BO, y_hat_BO, count_F)
+            rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, mean_O)
             sums_GS.index_add_(0, torch.from_numpy(group_B), rows_BS)
-            progress.advance(len(batch))
+            progress.advance(len(x_BD))
     result, sums = total.result(), sums_GS.numpy()
     figures = {name: value for name, value in vars(result).items() if name != "density"}
     figures["explained_variance_per_token"] = float(metrics.explained_variance_per_token(sums.sum(0)))
@@ -129,23 +132,23 @@ def batch_rows(d_sae: int) -> int:
     return max(1, min(BATCH_ROWS, FEATURES_AT_ONCE // max(d_sae, 1)))
 
 
-def training_rows(reader: SetReader, selection: Selection, d_sae: int, progress: Progress):
-    """The covariance over at most 100,000 training rows, of documents evenly chosen, and a sample (B, D) of them."""
+def training_rows(rows: Rows, d_sae: int, take: Callable, progress: Progress) -> tuple:
+    """Hand batches of at most 100,000 training rows, of documents evenly chosen, to `take`, and give a sample of them:
+    what is read (B, D) and what is to be predicted (B, O)."""
     import torch
 
-    from lensae.sae.baselines import Covariance
-
-    chosen = selection.spread(max(1, round(selection.documents * BASELINE_ROWS / max(selection.rows, 1))))
-    covariance, sample = Covariance(reader.width), []
-    step = max(1, chosen.rows // batch_rows(d_sae))
-    progress.start("fitting the baselines to training rows", chosen.rows, "rows")
+    chosen = rows.spread(max(1, round(rows.selection.documents * BASELINE_ROWS / max(rows.selection.rows, 1))))
+    sample = []
+    step = max(1, chosen.selection.rows // batch_rows(d_sae))
+    progress.start("fitting the baselines to training rows", chosen.selection.rows, "rows")
     with torch.inference_mode():
-        for batch in reader.batches(chosen, BATCH_ROWS):
-            x_BD = torch.from_numpy(batch)
-            covariance.add(x_BD)
-            sample.append(x_BD[::step].clone())
-            progress.advance(len(batch))
-    return covariance, torch.cat(sample)
+        for pair in chosen.batches(BATCH_ROWS):
+            x_BD, y_BO = map(torch.from_numpy, pair)
+            take(x_BD, y_BO)
+            sample.append((x_BD[::step].clone(), y_BO[::step].clone()))
+            progress.advance(len(x_BD))
+    x, y = zip(*sample, strict=True)
+    return torch.cat(x), torch.cat(y)
 
 
 def of_sae(name: str, title: str, sae, device: str) -> System:

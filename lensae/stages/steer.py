@@ -74,6 +74,8 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
 
     sae = load(lookup.sae.path)
     check_match(lookup.entry, lookup.sae, sae.cfg)
+    if "d_out" in sae.cfg:  # its features write into another stream than the one they are read from
+        raise UserError(f"'{lookup.sae.name}' is a transcoder", "steer works on SAEs: choose one with --sae")
     progress.say(f"loading {lookup.entry.manifest['model']['name']}")
     model = load_model_of(lookup.entry, [lookup.entry.manifest["hook"]])
     label = feature_label(lookup, options.feature)

@@ -12,6 +12,7 @@ from lensae.durable import clear_partials, partial_of
 from lensae.errors import DamagedError, LensaeError, UserError, unknown
 from lensae.paths import SetEntry, find_set, list_saes, list_sets, read_set, safe_name_pair, store_root
 from lensae.stages.progress import Progress, Silent
+from lensae.stages.training_folder import unfinished
 
 MARKS = ("manifest.json", "shards", ".lock")
 
@@ -34,7 +35,8 @@ def _facts(entry: SetEntry) -> dict:
         "dtype": manifest["dtype"],
         "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
         "completed_at": entry.completed_at,
-        "saes": [sae.name for sae in list_saes(entry)],
+        "saes": [sae.name for sae in list_saes(entry) if sae.completed_at],
+        "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.completed_at],
     }
 
 

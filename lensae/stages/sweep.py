@@ -8,18 +8,26 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae.durable import read_json, write_json
 from lensae.errors import LensaeError
 from lensae.paths import SaeEntry, list_saes, safe_name
 from lensae.recipe import TrainRecipe
-from lensae.stages.train import Watcher, default_name, train_all
+from lensae.stages.ranks import trained_together
+from lensae.stages.train import Watcher, train_all
+from lensae.stages.training_begin import default_name
 from lensae.stages.training_data import Data, open_data
 from lensae.stages.training_facts import facts_of, write_csv
 from lensae.store.writer import now
 
+if TYPE_CHECKING:
+    from lensae.sae.world import World
+
 ALIKE = 1.05  # L0s within this factor of one another are compared by explained variance alone
 BEND = 0.02  # of the front's rise: what lies no farther above the line between its ends is no bend
+CE_TOKENS = 2000
+L1_FAMILIES = ("gated", "relu", "tied-l1")
 RULES = {
     "alike": "the highest explained variance, as all have much the same L0",
     "straight": "the highest explained variance, as the front has no bend",
@@ -29,7 +37,10 @@ RULES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance."""
+    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance.
+
+    `ce_recovered` is that of lensae.stages.losses, None where the model could not be run.
+    """
 
     name: str
     arch: str
@@ -37,14 +48,22 @@ class Point:
     recipe: dict
     l0: float
     explained_variance: float
+    mse: float
     dead_share: float
     seconds: float
+    ce_recovered: float | None = None
     front: bool = False
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """The weight of the L1 penalty, where that is what decides about sparsity."""
+        given = self.recipe["arch"] in L1_FAMILIES and not self.recipe["target_l0"]
+        return {"l1": self.recipe["l1"]} if given else {}
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep came to; `failed` says why an SAE could not be trained."""
+    """What a sweep came to; `failed` says why an SAE could not be trained, `no_losses` why the model was not run."""
 
     set_name: str
     folder: Path
@@ -53,6 +72,7 @@ class SweepReport:
     rule: str
     reused: int
     failed: dict[str, str]
+    no_losses: str = ""
 
 
 def sweep(
@@ -61,27 +81,37 @@ def sweep(
     name: str | None = None,
     watcher: Watcher | None = None,
     command: str | None = None,
-) -> SweepReport:
+    shard_features: bool = False,
+) -> SweepReport | None:
     """Train every recipe on one pass over the stream and compare what they came to.
 
     The recipes share what decides the rows: seed, batch, epochs. An SAE that the same recipe has made from the same
     rows is taken as it is, and an unfinished one gone on with. Writes sweep.json and metrics.csv to
-    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs.
+    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs. Under torchrun the processes share the
+    work as in `train`, and the report is the first one's.
     """
     data = open_data(recipes[0], set_name)
-    distinct = _distinct(data, recipes)
-    there = {own: _trained(data, recipe) for own, recipe in distinct.items()}
+    with trained_together(shard_features) as world:
+        return _swept(data, recipes, name, watcher, command, world)
+
+
+def _swept(data: Data, recipes: list[TrainRecipe], name, watcher, command, world: World) -> SweepReport | None:
+    distinct = world.together(lambda: _distinct(data, recipes))
+    there = world.together(lambda: {own: _trained(data, recipe) for own, recipe in distinct.items()})
     missing = [(recipe, f"{name}-{own}" if name else None) for own, recipe in distinct.items() if not there[own]]
-    reports = train_all(data, missing, watcher, command) if missing else []
+    reports = train_all(data, missing, watcher, command, world) if missing else []
+    if not world.first:
+        return None
     made = dict(zip([own for own in distinct if not there[own]], reports, strict=True))
     saes = [there[own] or made[own].sae for own in distinct if not isinstance(made.get(own), LensaeError)]
     failed = {own: str(error) for own, error in made.items() if isinstance(error, LensaeError)}
-    points = marked([_point(sae) for sae in saes])
+    recovered, no_losses = _recovered(data, saes)
+    points = marked([_point(sae, recovered.get(sae.name)) for sae in saes])
     best, rule = winner(points)
     digest = hashlib.sha256(json.dumps([asdict(r) for r in distinct.values()]).encode()).hexdigest()[:8]
     folder = data.entry.path / "sweeps" / safe_name(name or digest)
     reused = sum(sae is not None for sae in there.values())
-    report = SweepReport(data.entry.name, folder, tuple(points), best, rule, reused, failed)
+    report = SweepReport(data.entry.name, folder, tuple(points), best, rule, reused, failed, no_losses)
     _write(report, saes)
     return report
 
@@ -107,11 +137,35 @@ def _trained(data: Data, recipe: TrainRecipe) -> SaeEntry | None:
     return None
 
 
-def _point(sae: SaeEntry) -> Point:
+def _recovered(data: Data, saes: list[SaeEntry]) -> tuple[dict[str, float], str]:
+    """The share of the model's loss that is kept with each SAE in place of the stream, on the same held-out documents;
+    or why it is not known."""
+    from lensae.sae.checkpoint import load
+    from lensae.stages import losses
+    from lensae.stages.models import load_model_of
+    from lensae.stages.progress import Silent
+
+    if data.target:
+        return {}, "a transcoder gives back another stream than it reads"
+    heldout = data.split.heldout
+    chosen = heldout.spread(math.ceil(heldout.documents * CE_TOKENS / heldout.rows))
+    try:
+        model = load_model_of(data.entry, [data.entry.manifest["hook"]])
+    except LensaeError as error:
+        return {}, str(error)
+    placed = {sae.name: load(sae.path).to(model.device) for sae in saes}
+    runs = {name: (lambda x, sae=sae: sae.decode(sae.encode(x))) for name, sae in placed.items()}
+    found = losses.measure(model, data.reader, chosen, runs, Silent())
+    return {name: float(losses.ce_recovered(found.of(name).sum(0))) for name in runs}, ""
+
+
+def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
     training = sae.training if "heldout" in sae.training else read_json(sae.path / "training.json")
     held, recipe = training["heldout"], training["recipe"]
-    figures = (held["l0"], held["explained_variance"], held["dead_share"], training["seconds"])
-    return Point(sae.name, recipe["arch"], training["plan"]["d_sae"], recipe, *figures)
+    figures = [held[name] for name in ("l0", "explained_variance", "mse", "dead_share")]
+    return Point(
+        sae.name, recipe["arch"], training["plan"]["d_sae"], recipe, *figures, training["seconds"], ce_recovered
+    )
 
 
 def marked(points: list[Point]) -> list[Point]:
@@ -161,4 +215,5 @@ def summary(report: SweepReport) -> dict:
         "winner": report.winner.name if report.winner else None,
         "rule": report.rule,
         "failed": report.failed,
+        "no_losses": report.no_losses,
     }

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lensae import registry
-from lensae.errors import LensaeError, UserError
-from lensae.paths import SaeEntry, SetEntry, safe_name
+from lensae.errors import Elsewhere, LensaeError, UserError
+from lensae.paths import SaeEntry, SetEntry
 from lensae.recipe import TrainRecipe
 from lensae.stages.event_files import EventFile
 from lensae.stages.interrupts import requested
-from lensae.stages.ranks import current
+from lensae.stages.ranks import trained_together
+from lensae.stages.training_begin import Training, begun
 from lensae.stages.training_data import LOOK_ROWS, Data, open_data
 from lensae.stages.training_facts import facts_of, metadata, outcome, write_metrics
-from lensae.stages.training_folder import TrainingFolder, claim
+
+if TYPE_CHECKING:
+    from lensae.sae.world import World
 
 SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
 
@@ -29,18 +31,6 @@ class TrainReport:
     recipe: TrainRecipe
     plan: object
     fit: object
-
-
-@dataclass
-class Training:
-    """One SAE that is being trained: `recipe` as it was given, `settled` with its blanks filled in."""
-
-    name: str
-    recipe: TrainRecipe
-    settled: TrainRecipe
-    plan: object
-    folder: TrainingFolder
-    lane: object = field(repr=False)
 
 
 class Watcher:
@@ -62,13 +52,21 @@ def train(
     name: str | None = None,
     watcher: Watcher | None = None,
     command: str | None = None,
-) -> TrainReport:
+    shard_features: bool = False,
+) -> TrainReport | None:
     """Train the recipe's architecture on the set and save the best weights under `saes/<name>`.
 
     An interrupted training goes on from its checkpoint when the same recipe is trained on the same rows again, to the
-    same bytes; `command` is what is typed for that. Raises UserError when the recipe cannot work on the set.
+    same bytes; `command` is what is typed for that. Under torchrun the processes train one SAE together: each learns
+    from its part of every batch, or with `shard_features` holds its part of the features; the report is the first
+    one's. Raises UserError when the recipe cannot work on the set.
     """
-    [report] = train_all(open_data(recipe, set_name), [(recipe, name)], watcher, command)
+    data = open_data(recipe, set_name)
+    with trained_together(shard_features) as world:
+        reports = train_all(data, [(recipe, name)], watcher, command, world)
+    if not world.first:
+        return None
+    [report] = reports
     if isinstance(report, LensaeError):
         raise report
     return report
@@ -79,33 +77,38 @@ def train_all(
     wanted: list[tuple[TrainRecipe, str | None]],
     watcher: Watcher | None = None,
     command: str | None = None,
-) -> list[TrainReport | LensaeError]:
-    """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail."""
+    world: World | None = None,
+) -> list[TrainReport | LensaeError | None]:
+    """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail.
+
+    Of the processes of a `world` the first has the reports; it alone writes and tells.
+    """
     from lensae.model.precision import fast_matmul
     from lensae.sae.fit import fit_all
     from lensae.sae.kernels import using
     from lensae.sae.measure import NotFinite
+    from lensae.sae.world import ALONE
 
-    watcher = watcher or Watcher()
-    _check_shared([recipe for recipe, _name in wanted])
+    world = world or ALONE
+    watcher = (watcher if world.first else None) or Watcher()
+    world.together(lambda: _check_shared([recipe for recipe, _name in wanted]))
     with ExitStack() as stack:
-        trainings = [stack.enter_context(_begun(data, recipe, name, command)) for recipe, name in wanted]
+        trainings = [stack.enter_context(begun(data, recipe, name, command, world)) for recipe, name in wanted]
         stop = stack.enter_context(requested())
         watcher.begins(data.entry, trainings)
         first = trainings[0]
-        if len({training.plan.batch for training in trainings}) > 1:
-            raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
+        world.together(lambda: _check_batch(trainings))
         stack.enter_context(fast_matmul())
         stack.enter_context(using(_kernels(trainings, data.reader.width)))
         try:
             fit_all(
                 [training.lane for training in trainings],
-                data.stream(first.recipe, first.plan.batch),
+                data.stream(first.recipe, first.plan.batch, world),
                 data.heldout(first.plan.batch, LOOK_ROWS),
-                stack.enter_context(_Hooks(trainings, watcher, stop)),
+                stack.enter_context(_Hooks(trainings if world.first else [], watcher, stop)),
                 first.recipe.checkpoint_minutes,
             )
-            return [_finished(data, training, stop) for training in trainings]
+            return [_finished(data, training, stop, world) for training in trainings]
         except NotFinite as error:
             raise data.explain_not_finite(error) from None
 
@@ -119,12 +122,6 @@ def _kernels(trainings: list[Training], width: int):
     return choose(plan.batch, width, plan.d_sae, plan.k, widest.lane.device)
 
 
-def _device() -> str:
-    import torch
-
-    return current().device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _check_shared(recipes: list[TrainRecipe]) -> None:
     for name in SHARED:
         values = {getattr(recipe, name) for recipe in recipes}
@@ -132,70 +129,9 @@ def _check_shared(recipes: list[TrainRecipe]) -> None:
             raise UserError(f"SAEs on one pass cannot differ in {name}: {values}", "train them one by one")
 
 
-@contextmanager
-def _begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | None):
-    """A training with its folder held; a folder without a checkpoint or an SAE does not outlive a failure."""
-    from lensae.sae import state
-    from lensae.sae.lane import Lane
-    from lensae.sae.plan import complete, make_plan
-
-    architecture = registry.load("sae.architectures", recipe.arch)
-    rows, width = data.split.training.rows, data.reader.width
-    settled, plan = complete(recipe, rows, width), make_plan(recipe, rows, width)
-    wanted = safe_name(name or default_name(settled, plan.d_sae))
-    facts = {"command": _pinned(command, data.entry, recipe, name), **facts_of(data, recipe)}
-    folder = claim(data.entry, wanted, bool(name), facts)
-    try:
-        settled, plan = state.begun(folder.checkpoint) or (settled, plan)
-        lane = Lane(
-            settled,
-            plan,
-            lambda window: architecture.Trainer(width, plan.d_sae, settled, window, data.d_out),
-            folder.checkpoint,
-            _device(),
-        )
-        state.load(lane)
-        yield Training(folder.path.name, recipe, settled, plan, folder, lane)
-    finally:
-        if not folder.checkpoint.is_file() and not (folder.path / "cfg.json").is_file():
-            folder.discard()
-        folder.close()
-
-
-def default_name(recipe: TrainRecipe, d_sae: int) -> str:
-    """For example topk-2304-k32, of a recipe without blanks."""
-    sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-    kind = "transcoder-" if recipe.target else ""
-    start = "" if recipe.init_seed is None else f"-seed{recipe.init_seed}"
-    bits = "" if recipe.encoder_dtype == "float32" else f"-{recipe.encoder_dtype}"
-    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{bits}{start}"
-
-
-def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
-    """A command line that trains the recipe on this set, whichever is the current one then; without a `command` what
-    there are options for."""
-    if command:
-        return command if " --set" in command else f"{command} --set {shlex.quote(entry.name)}"
-    flags = (
-        "arch",
-        "width",
-        "k",
-        "l1",
-        "target_l0",
-        "epochs",
-        "tokens",
-        "lr",
-        "batch",
-        "shuffle_rows",
-        "encoder_dtype",
-        "seed",
-        "target",
-    )
-    default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
-    for key in flags:
-        if getattr(recipe, key) != getattr(default, key):
-            words += ["--" + key.replace("_", "-"), str(getattr(recipe, key))]
-    return shlex.join(words + (["--name", name] if name else []))
+def _check_batch(trainings: list[Training]) -> None:
+    if len({training.plan.batch for training in trainings}) > 1:
+        raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
 
 
 class _Hooks:
@@ -215,28 +151,38 @@ class _Hooks:
             events.close()
 
     def measured(self, lane, line) -> None:
+        if id(lane) not in self.of:
+            return
         training = self.of[id(lane)]
         write_metrics(training.folder.path / "metrics.csv", lane.place.history)
         self.events[id(lane)].add(line)
         self.watcher.epoch(training, line)
 
 
-def _finished(data: Data, training: Training, stop) -> TrainReport | LensaeError:
-    """Calibrated, measured on all held-out rows and saved."""
+def _finished(data: Data, training: Training, stop, world: World) -> TrainReport | LensaeError | None:
+    """Calibrated, measured on all held-out rows and saved, by the first process."""
     from lensae.sae import checkpoint
     from lensae.sae.fit import result
 
-    if stop():
+    if world.any(stop())[0]:
         raise KeyboardInterrupt
+    folder = training.folder
+    if not folder and not world.features_divided:
+        return None
     try:
         fit = result(training.lane, data.heldout(training.plan.batch))
+    except Elsewhere:
+        raise
     except LensaeError as error:
-        if not training.lane.failed:  # nothing to go on from: its last checkpoint has no live feature
-            training.folder.discard()
+        if folder and not training.lane.failed:  # nothing to go on from: its last checkpoint has no live feature
+            folder.discard()
         return error
-    folder = training.folder
-    write_metrics(folder.path / "metrics.csv", fit.history)
-    checkpoint.save(folder.path, fit.sae(metadata(data, training.recipe)))
+    sae = fit.sae(metadata(data, training.recipe))
+    if folder:
+        write_metrics(folder.path / "metrics.csv", fit.history)
+    checkpoint.save(folder.path if folder else None, sae, world)
+    if not folder:
+        return None
     facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit)}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from lensae.recipe import TrainRecipe
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import Selection, SetReader, Split
 from lensae.store.stream import SHUFFLE_ROWS, Batch, RowStream
+
+if TYPE_CHECKING:
+    from lensae.sae.world import World
 
 LOOK_ROWS = 16384  # held-out rows that a training is measured on as it goes; at its end it is on all of them
 
@@ -40,10 +44,11 @@ class Data:
         """The width of the target rows."""
         return self.target.width if self.target else None
 
-    def stream(self, recipe: TrainRecipe, batch: int) -> Callable[[int, int], Iterator[Batch]]:
-        """The batches of an epoch, from any on."""
+    def stream(self, recipe: TrainRecipe, batch: int, world: World) -> Callable[[int, int], Iterator[Batch]]:
+        """The batches of an epoch, from any on; of several processes each gets its own rows of them."""
+        part = (world.rank, world.size) if world.rows_divided else (0, 1)
         window = recipe.shuffle_rows or SHUFFLE_ROWS
-        return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target).epoch
+        return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target, *part).epoch
 
     def heldout(self, batch: int, rows: int | None = None) -> Callable[[], Iterator[Batch]]:
         """Batches of the held-out documents: all of them, or about `rows` rows spread evenly over them."""

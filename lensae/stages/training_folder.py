@@ -12,11 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from lensae.durable import clear_partials, read_json, write_json
 from lensae.errors import LensaeError, UserError
-from lensae.paths import SetEntry
+from lensae.paths import SaeEntry, SetEntry
 
 SAME = ("recipe", "set", "target")  # a training is gone on with when these are what they were
 
@@ -37,7 +40,7 @@ class TrainingFolder:
     @property
     def checkpoint(self) -> Path:
         """Where the state of the training is kept."""
-        return self.path / "checkpoints" / "last.safetensors"
+        return checkpoint_of(self.path)
 
     def begin(self, facts: dict) -> None:
         """Say what is being trained here, unless it has been said."""
@@ -58,6 +61,35 @@ class TrainingFolder:
     def discard(self) -> None:
         """Remove what was begun."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the state of the training in a folder is kept."""
+    return folder / "checkpoints" / "last.safetensors"
+
+
+def unfinished(sae: SaeEntry) -> dict:
+    """How far a training has come by its checkpoint (0 tokens without one), whether a process is at it now, and the
+    command that goes on with it."""
+    command = sae.training.get("command") or "python main.py train"
+    facts = {"name": sae.name, "tokens": 0, "step": 0, "steps": None, "running": _held(sae.path), "command": command}
+    with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
+        with safe_open(checkpoint_of(sae.path), "numpy") as file:
+            lane = json.loads(file.metadata()["lane"])
+        facts |= {"tokens": lane["place"]["tokens"], "step": lane["place"]["step"], "steps": lane["plan"]["steps"]}
+    return facts
+
+
+def _held(path: Path) -> bool:
+    """Whether a process has the folder locked."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
 
 
 def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:

@@ -64,12 +64,54 @@ class Replacement:
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The replaced stream."""
-        return torch.where(positions.select("all", origin_BT)[..., None], self.function(x_BTD), x_BTD)
+        return _replaced(x_BTD, origin_BT, self.function(x_BTD))
+
+
+class Noted:
+    """Leaves the stream at a hook as it is, and keeps a copy of it until it is taken, later in the same pass."""
+
+    def __init__(self, hook: str):
+        self.hook = hook
+        self.x_BTD: torch.Tensor | None = None
+
+    def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
+        """The stream itself."""
+        self.x_BTD = x_BTD.clone()  # some families add to the stream in place
+        return x_BTD
+
+    def take(self) -> torch.Tensor:
+        """What was kept, which is then let go of."""
+        x_BTD, self.x_BTD = self.x_BTD, None
+        return x_BTD
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The stream replaced by a function of what was `noted` elsewhere in the same pass, at the tokens where
+    Replacement replaces it. The noting edit has to be among the edits of the pass, at a hook that comes before."""
+
+    hook: str
+    noted: Noted
+    function: Callable[[torch.Tensor], torch.Tensor]
+
+    def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
+        """The replaced stream."""
+        return _replaced(x_BTD, origin_BT, self.function(self.noted.take()))
+
+
+def predicted(source: str, hook: str, function: Callable[[torch.Tensor], torch.Tensor]) -> list[Noted | Prediction]:
+    """The edits that replace the stream at `hook` by `function` of the stream at `source`."""
+    noted = Noted(source)
+    return [noted, Prediction(hook, noted, function)]
 
 
 def reconstruct(sae: SAE) -> Callable[[torch.Tensor], torch.Tensor]:
     """x -> decode(encode(x))."""
     return lambda x: sae.decode(sae.encode(x))
+
+
+def _replaced(x_BTD: torch.Tensor, origin_BT: torch.Tensor, by_BTD: torch.Tensor) -> torch.Tensor:
+    return torch.where(positions.select("all", origin_BT)[..., None], by_BTD, x_BTD)
 
 
 def _changed(x_BTD: torch.Tensor, where_BT: torch.Tensor, delta_BTD: torch.Tensor) -> torch.Tensor:

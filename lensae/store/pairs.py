@@ -1,15 +1,48 @@
-"""Two sets of the same tokens at different hooks: rows belong together by number, wherever the shards are cut."""
+"""Two sets of the same tokens at different hooks: rows belong together by number, wherever the shards are cut.
+
+Shapes: B rows of a batch, D width of the set that is read, O width of the set that is predicted.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from lensae.errors import UserError
-from lensae.store.reader import SetReader
+from lensae.store.reader import Selection, SetReader
 
 TOKEN_COLUMNS = ("token_id", "position", "documents/input_ids", "documents/start", "documents/input_start")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Documents whose rows are read, and the same documents of another set, whose rows are to be predicted from them.
+
+    Without a `target` rows are predicted from themselves.
+    """
+
+    reader: SetReader
+    selection: Selection
+    target: tuple[SetReader, Selection] | None = None
+
+    @property
+    def width(self) -> int:
+        """O, the width of the rows that are predicted."""
+        return self.target[0].width if self.target else self.reader.width
+
+    def spread(self, count: int) -> Rows:
+        """At most `count` of the documents, evenly over all of them."""
+        target = self.target and (self.target[0], self.target[1].spread(count))
+        return Rows(self.reader, self.selection.spread(count), target)
+
+    def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What is read (B, D) and what is predicted (B, O), float32, at least `rows` rows at a time."""
+        predicted = self.target[0].batches(self.target[1], rows) if self.target else None
+        for x_BD in self.reader.batches(self.selection, rows):
+            yield x_BD, (next(predicted) if predicted else x_BD)
 
 
 def check_same_tokens(reader: SetReader, other: SetReader) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lensae.views.figures import _save
+from lensae.views.figures import save
 
 PANELS = (
     ("loss", "loss in training"),
@@ -38,4 +38,4 @@ def of_training(report) -> list[Path]:
     rows[-1].set_xlabel("training tokens")
     rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.align_ylabels()
-    return [_save(figure, report.sae.path / "figures" / "training.png")]
+    return [save(figure, report.sae.path / "figures" / "training.png")]

@@ -59,6 +59,15 @@ def _cell(value: float | None, form: str, interval: tuple[float, float] | None =
     return f"{text}\n[not bold dim]{short.format(interval[0])} to {short.format(interval[1])}[/]"
 
 
+def _baselines(report) -> str:
+    if not report.target_name:
+        return "PCA with as many components as the SAE's L0, the random SAE at its L0; both fitted to"
+    return (
+        "the best linear map of a rank as high as the transcoder's L0, and the best of all; random: a random encoder "
+        "at its L0 and the decoder fitted feature by feature; all fitted to"
+    )
+
+
 def _notes(console: Console, report) -> None:
     loss, figures = report.loss, report.figures
     lines = [
@@ -68,11 +77,10 @@ def _notes(console: Console, report) -> None:
         f"below a figure: {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of the {report.prompts:,} "
         "held-out prompts",
     ]
+    if report.target_name:
+        lines.insert(0, f"the rows of {report.target_name} predicted from those of {report.set_name}")
     if report.baseline_rows:
-        lines.append(
-            f"PCA with as many components as the SAE's L0, the random SAE at its L0; both fitted to "
-            f"{report.baseline_rows:,} training rows"
-        )
+        lines.append(f"{_baselines(report)} {report.baseline_rows:,} training rows")
     if report.splice_difference:
         lines.append(
             f"[yellow]replacing the stream by itself changed log-probabilities by up to {report.splice_difference:.2g}"

@@ -24,7 +24,25 @@ def _axes(title: str, x: str, y: str):
     return figure, axes
 
 
-def _save(figure, path: Path) -> Path:
+def stacked(title: str, names: list[str], x: str):
+    """A figure of axes one below the other, each with its name on the left, and `x` below the last."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 4 if len(names) == 1 else 2.6 * len(names)
+    figure, rows = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, height), dpi=140, squeeze=False)
+    for axes, name in zip(rows[:, 0], names, strict=True):
+        axes.set_ylabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[0, 0].set_title(title, fontsize=11)
+    rows[-1, 0].set_xlabel(x)
+    return figure, list(rows[:, 0])
+
+
+def save(figure, path: Path) -> Path:
+    """Write the figure and let go of it."""
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +64,7 @@ def density(density_F: np.ndarray, path: Path) -> Path:
         low = np.floor(np.log10(alive.min()))
         axes.hist(alive, bins=np.logspace(low, 0, int(-low * 12) + 1), color="#3a6ea5")
         axes.set_xscale("log")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def activations(counts: np.ndarray, zeros: int, path: Path) -> Path:
@@ -70,7 +88,7 @@ def activations(counts: np.ndarray, zeros: int, path: Path) -> Path:
             linewidth=0.2,
         )
         axes.set_xscale("log")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def nearest_cosines(cosines: dict[str, np.ndarray], path: Path) -> Path:
@@ -86,7 +104,7 @@ def nearest_cosines(cosines: dict[str, np.ndarray], path: Path) -> Path:
     if "random" in cosines:
         axes.hist(cosines["random"], bins=bins, histtype="step", color="#e07a3f", label="random directions")
         axes.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def of_evaluation(report) -> list[Path]:
@@ -143,4 +161,4 @@ def survey(report) -> Path:
     rows[-1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     rows[-1].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()
-    return _save(figure, experiments_root() / "results" / f"survey-{safe_name(report.model)}.png")
+    return save(figure, experiments_root() / "results" / f"survey-{safe_name(report.model)}.png")

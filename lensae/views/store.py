@@ -25,7 +25,24 @@ def set_list(console: Console, rows: list[dict]) -> None:
         )
         for name in row["saes"]:
             table.add_row(Text(f"  SAE {name}", style="cyan"))
+        for sae in row["unfinished_saes"]:
+            state = Text("in training" if sae["running"] else "unfinished", style="yellow")
+            table.add_row(Text(f"  SAE {sae['name']}", style="yellow"), *[""] * 5, state)
     console.print(table)
+    for row in rows:
+        _unfinished(console, row["unfinished_saes"])
+
+
+def _unfinished(console: Console, saes: list[dict]) -> None:
+    """How far the trainings are, and how to go on with those that nobody is at."""
+    for sae in saes:
+        far = (
+            f"step {sae['step']:,} of {sae['steps']:,}, {sae['tokens']:,} tokens"
+            if sae["steps"]
+            else "no checkpoint yet"
+        )
+        state = "is in training" if sae["running"] else f"is unfinished; go on with: {sae['command']}"
+        console.print(Text.assemble((f"SAE {sae['name']} ", "yellow"), (f"({far}) {state}", "dim")), soft_wrap=True)
 
 
 def info(console: Console, details: dict) -> None:
@@ -46,6 +63,9 @@ def info(console: Console, details: dict) -> None:
             f"{entry.get('documents', 0):,} documents, {entry.get('rows', 0):,} rows, {done[:19]}",
         )
         console.print(Text(f"       {entry['command']}", style="dim"))
+    for name in details["saes"]:
+        console.print(Text.assemble(("SAE ", "dim"), (name, "cyan")))
+    _unfinished(console, details["unfinished_saes"])
 
 
 def repaired(console: Console, done: list, shards: int) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lensae.stages.sweep import SweepReport, summary
+from lensae.stages.sweep import Point, SweepReport, summary
 from lensae.views.console import print_json
-from lensae.views.figures import _axes, _save
+from lensae.views.figures import save, stacked
 
-RIGHT = ("features", "L0", "EV", "dead")
+RIGHT = ("features", "L0", "EV", "CE kept", "dead")
 COLOURS = ("#3a6ea5", "#7a9e3f", "#a0568c", "#c2a13a", "#4a9b98", "#8c6d52", "#6b6b6b")
 
 
@@ -27,6 +27,7 @@ def show(console: Console, report: SweepReport) -> None:
             f"{point.d_sae:,}",
             f"{point.l0:.1f}",
             f"{point.explained_variance:.4f}",
+            "" if point.ce_recovered is None else f"{point.ce_recovered:.1%}",
             f"{point.dead_share:.1%}",
             f"[bold green]{mark}[/]" if mark == "winner" else mark,
         )
@@ -37,31 +38,75 @@ def show(console: Console, report: SweepReport) -> None:
         console.print(f"[bold]{report.winner.name}[/] is the winner: {report.rule}", soft_wrap=True)
         if report.reused:
             console.print(f"[dim]{report.reused} of them had been trained before on these rows[/]")
-        console.print(f"[dim]plot[/] {plot(report)}", soft_wrap=True)
+        if report.no_losses:
+            console.print(f"[dim]no CE: {report.no_losses}[/]")
+        for path in plots(report):
+            console.print(f"[dim]plot[/] {path}", soft_wrap=True)
         console.print(f"[dim]next:[/] python main.py evaluate --sae {report.winner.name}", soft_wrap=True)
 
 
-def plot(report: SweepReport) -> Path:
-    """Explained variance against L0 (log scale), the Pareto front as a line, the winner ringed."""
-    figure, axes = _axes(
-        f"{len(report.points)} SAEs on {report.set_name}", "L0 on held-out rows", "explained variance there"
+def plots(report: SweepReport) -> list[Path]:
+    """What a sweep leaves in its folder: pareto.png, and l1.png where weights of an L1 penalty were compared."""
+    figures = [_pareto(report)]
+    weighed = [point for point in report.points if "l1" in point.sparsity]
+    if len({point.sparsity["l1"] for point in weighed}) > 1:
+        figures.append(_l1(report, weighed))
+    return figures
+
+
+def _pareto(report: SweepReport) -> Path:
+    """Explained variance against L0 (log scale), below it the loss recovered; the Pareto front as a line, the winner
+    ringed."""
+    about = f"{len(report.points)} SAEs on {report.set_name}"
+    known = all(point.ce_recovered is not None for point in report.points)
+    panels = {"explained_variance": "explained variance"} | ({"ce_recovered": "CE recovered"} if known else {})
+    figure, rows = stacked(about, list(panels.values()), "L0 on held-out rows")
+    for axes, name in zip(rows, panels, strict=True):
+        _scatter(axes, report, name)
+    rows[0].annotate(
+        report.winner.name,
+        (report.winner.l0, report.winner.explained_variance),
+        (8, -12),
+        textcoords="offset points",
+        fontsize=8,
+        color="#b4531c",
     )
+    rows[0].legend(frameon=False, fontsize=8)
+    rows[-1].set_xscale("log", base=2)
+    rows[-1].xaxis.set_major_formatter("{x:g}")
+    return save(figure, report.folder / "pareto.png")
+
+
+def _scatter(axes, report: SweepReport, name: str) -> None:
     for arch, colour in zip(sorted({point.arch for point in report.points}), COLOURS, strict=False):
         points = [point for point in report.points if point.arch == arch]
-        x, y = [point.l0 for point in points], [point.explained_variance for point in points]
-        axes.scatter(x, y, color=colour, s=28, label=arch, zorder=3)
+        axes.scatter(
+            [p.l0 for p in points], [getattr(p, name) for p in points], color=colour, s=28, label=arch, zorder=3
+        )
     front = [point for point in report.points if point.front]
-    front_x, front_y = [point.l0 for point in front], [point.explained_variance for point in front]
-    axes.plot(front_x, front_y, color="#e07a3f", linewidth=1.2, zorder=2, label="Pareto front")
-    at = (report.winner.l0, report.winner.explained_variance)
-    axes.scatter(*at, s=150, facecolors="none", edgecolors="#b4531c", linewidths=1.6, zorder=4)
-    axes.annotate(report.winner.name, at, (8, -12), textcoords="offset points", fontsize=8, color="#b4531c")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    line = {"color": "#e07a3f", "linewidth": 1.2, "zorder": 2, "label": "Pareto front"}
+    axes.plot([p.l0 for p in front], [getattr(p, name) for p in front], **line)
+    ring = {"facecolors": "none", "edgecolors": "#b4531c", "linewidths": 1.6}
+    axes.scatter(report.winner.l0, getattr(report.winner, name), s=150, zorder=4, **ring)
+
+
+def _l1(report: SweepReport, points: list[Point]) -> Path:
+    """Mean squared error against the weight of the L1 penalty, a line for each family and width."""
+    figure, [axes] = stacked(
+        f"L1 families on {report.set_name}", ["mean squared error on held-out rows"], "weight of the L1 penalty"
+    )
+    kinds = sorted({(point.arch, point.d_sae) for point in points})
+    for kind, colour in zip(kinds, COLOURS, strict=False):
+        line = sorted((p.sparsity["l1"], p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
+        label = f"{kind[0]}, {kind[1]:,} features"
+        axes.plot([l1 for l1, _, _ in line], [mse for _, mse, _ in line], "o-", color=colour, markersize=4, label=label)
+        for l1, mse, l0 in line:
+            axes.annotate(f"L0 {l0:.0f}", (l1, mse), (4, 5), textcoords="offset points", fontsize=7, color="#6b6b6b")
+    axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
-    return _save(figure, report.folder / "pareto.png")
+    return save(figure, report.folder / "l1.png")
 
 
 def as_json(report: SweepReport) -> None:
-    """sweep.json, with the plot's place."""
-    print_json({**summary(report), "figure": plot(report) if report.winner else None})
+    """sweep.json, with the plots' places."""
+    print_json({**summary(report), "figures": plots(report) if report.winner else []})

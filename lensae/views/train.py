@@ -38,6 +38,10 @@ class LiveTraining(Watcher):
             self.live.stop()
             self.live = None
 
+    def say(self, text: str) -> None:
+        """A line above the table."""
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def begins(self, entry, trainings: list) -> None:
         """Say what will be trained, and why these numbers."""
         self.plan, self.several = trainings[0].plan, len(trainings) > 1

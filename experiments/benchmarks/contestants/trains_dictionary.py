@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from trains_shared import Job, serve_trainings
+from trains_shared import Job, serve_trainings, write_sae
 
 FIXED_LR = {"relu": 1e-3, "jumprelu": 7e-5, "gated": 5e-5}
 L1 = 0.1
@@ -44,7 +44,7 @@ class DictionaryTraining:
 
         job, warmup = self.job, max(1, self.job.steps // 20)
         common = {"steps": job.steps, "activation_dim": job.d_model, "dict_size": job.d_sae, "layer": 15}
-        common |= {"lm_name": "smollm2-135m", "lr": self.lr, "warmup_steps": warmup, "device": "cpu", "seed": 0}
+        common |= {"lm_name": "smollm2-135m", "lr": self.lr, "warmup_steps": warmup, "device": "cpu", "seed": job.seed}
         common |= {"decay_start": int(0.8 * job.steps)}
         if job.family in ("topk", "batchtopk"):
             kind = TopKTrainer if job.family == "topk" else BatchTopKTrainer
@@ -72,6 +72,27 @@ class DictionaryTraining:
             }
         else:
             self.ways = {"trained": lambda x_BD: through(ae, x_BD)}
+
+    def save(self, folder) -> None:
+        """TopK with its k, BatchTopK with its threshold, as `from_pretrained` gives them to whoever uses them."""
+        ae, family = self.trainer.ae, self.job.family
+        if family == "jumprelu":
+            tensors = {name: getattr(ae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+            write_sae(folder, "jumprelu", tensors, apply_b_dec_to_input=ae.apply_b_dec_to_input)
+            return
+        tensors = {"W_enc": ae.encoder.weight.T, "W_dec": ae.decoder.weight.T}
+        if family == "gated":
+            tensors |= {"b_dec": ae.decoder_bias, "b_gate": ae.gate_bias, "b_mag": ae.mag_bias, "r_mag": ae.r_mag}
+            write_sae(folder, "gated", tensors)
+            return
+        tensors |= {"b_enc": ae.encoder.bias, "b_dec": ae.bias if family == "relu" else ae.b_dec}
+        if family == "topk":
+            write_sae(folder, "topk", tensors, k=self.job.k)
+        elif family == "relu":
+            write_sae(folder, "standard", tensors)
+        else:
+            threshold_F = ae.threshold.expand(self.job.d_sae).clamp(min=0)
+            write_sae(folder, "jumprelu", tensors | {"threshold": threshold_F})
 
 
 def through(ae, x_BD, **how):

@@ -29,11 +29,14 @@ class LensaeTraining:
         from lensae.recipe import TrainRecipe
         from lensae.sae.functional import norm_scale
         from lensae.sae.lane import Lane
-        from lensae.sae.plan import make_plan
+        from lensae.sae.plan import complete, make_plan
 
         target = float(job.k) if job.family in NO_K else None
         width = job.d_sae / job.d_model
-        recipe = TrainRecipe(arch=job.family, width=width, k=job.k, batch=job.batch, epochs=1, target_l0=target)
+        recipe = TrainRecipe(
+            arch=job.family, width=width, k=job.k, batch=job.batch, epochs=1, target_l0=target, seed=job.seed
+        )
+        recipe = complete(recipe, job.steps * job.batch, job.d_model)
         plan = make_plan(recipe, job.steps * job.batch, job.d_model)
         plan = dataclasses.replace(plan, lr=plan.lr * job.lr_factor)
         architecture = registry.load("sae.architectures", job.family)
@@ -57,7 +60,7 @@ class LensaeTraining:
         trainer = self.lane.trainer
         trainer.eval()
         trainer.calibrate(lambda: iter(self.last))
-        sae = trainer.sae(self.scale, {})
+        sae = self.sae = trainer.sae(self.scale, {})
 
         def encode(x_BD):
             features_BF = sae.encode(x_BD)
@@ -65,12 +68,18 @@ class LensaeTraining:
 
         self.ways = {"trained": encode}
 
+    def save(self, folder) -> None:
+        """As `train` keeps it."""
+        from lensae.sae import checkpoint
+
+        checkpoint.save(folder, self.sae)
+
 
 def build(job: Job, batches) -> LensaeTraining:
     """A training with the loop's own way with memory."""
-    from lensae.sae.kernels import keep_large_buffers
+    from lensae.allocation import keep_freed_memory
 
-    keep_large_buffers()
+    keep_freed_memory(any_size=True)
     return LensaeTraining(job, batches)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from pathlib import Path
 
 import torch
+from contestants.trains_judged import Judged, interval, mean
 from rich.console import Console
 from rich.table import Table
 
-from lensae.durable import write_json
+from lensae.durable import write_file, write_json
+
+COMPARED = ("explained_variance", "ce_recovered")
 
 
 class Results:
@@ -38,12 +40,6 @@ class Results:
         return row["family"], row.get("width"), row["contestant"]
 
 
-def explained(run: dict) -> float:
-    """Explained variance; the worst of all when it is no number."""
-    value = run["trained"]["explained_variance"]
-    return -math.inf if value is None else value
-
-
 def show_speed(rows: list[dict]) -> None:
     """The table of the first part."""
     table = table_of("full training steps", "width family contestant tokens/s peer floor memory others")
@@ -57,25 +53,62 @@ def show_speed(rows: list[dict]) -> None:
     Console(width=120).print(table)
 
 
-def show_quality(rows: list[dict]) -> None:
-    """The table of the second part: the best run of each tool."""
-    table = table_of("one pass, held-out rows", "family contestant explained typical L0 dead lr weight tokens/s saved")
-    for row in (row for row in rows if row["best"]):
-        found, saved = row["trained"], row.get("saved")
-        lr = f"{row['lr']:.1e} (x{row['lr_factor']:.2g}{', edge' if row['at_edge'] else ''})"
-        table.add_row(
-            row["family"],
-            row["contestant"],
-            f"{explained(row):.4f}",
-            f"{found['typical']:.4f}" if found["typical"] is not None else "",
-            f"{found['l0']:.1f}{' off k' if row['off_k'] else ''}",
-            f"{found['dead']:.1%}",
-            lr,
-            "" if row["penalty"] is None else f"{row['penalty']:.2g}",
-            f"{row['tokens'] / row['seconds']:,.0f}",
-            f"{saved['explained_variance']:.4f} at L0 {saved['l0']:.1f}" if saved else "",
-        )
-    Console(width=140).print(table)
+def quality_lines(family: str, wanted: dict, runs: list[dict], judged: dict[tuple, Judged]) -> list[dict]:
+    """A line of the table for each tool, the best peers named where lensae is compared with them."""
+    seeds = {name: [judged[name, seed] for seed in wanted["seeds"]] for name in dict.fromkeys(key[0] for key in judged)}
+    found = []
+    for name, several in seeds.items():
+        last = next(run for run in runs if run["contestant"] == name and run["kept"])
+        line = {"family": family, "contestant": name, "lr": last["lr"], "lr_factor": last["lr_factor"]}
+        line |= {"penalty": last["penalty"], "off_k": last["off_k"]}
+        line |= {figure: mean(several, figure) for figure in ("l0", "dead_share")}
+        for figure in COMPARED:
+            line |= {figure: mean(several, figure), f"{figure}_interval": interval(several, figure)}
+        found.append(line)
+    peers = [line for line in found if line["contestant"] != "lensae"]
+    for line in found:
+        if line["contestant"] == "lensae" and peers:
+            for figure in COMPARED:
+                best = max(peers, key=lambda peer, figure=figure: peer[figure])["contestant"]
+                difference = mean(seeds["lensae"], figure) - mean(seeds[best], figure)
+                span = interval(seeds["lensae"], figure, seeds[best])
+                line[f"{figure}_to_best_peer"] = {"peer": best, "difference": difference, "interval": span}
+    return found
+
+
+def write_quality(results: Results, path: Path) -> None:
+    """The table as Markdown, shown as well."""
+    lines, recipe = results.found.get("quality", []), results.about["recipe"]
+    shape = f"{recipe['width']:,} features, k = {recipe['k']}, one pass in batches of {recipe['batch']:,}"
+    rows = f"{recipe['rows']:,} rows of smollm2-135m, {results.about['hook']}, a tenth of the documents held out"
+    text = [f"# Quality on equal tokens\n\n{rows}; {shape}; seeds {', '.join(map(str, recipe['seeds']))}.\n"]
+    text.append(
+        "Means over seeds with 95 % bootstrap intervals over seeds and held-out documents; explained variance is"
+    )
+    text.append(
+        "1 - E|x - x_hat|^2 / Var(x); CE recovered is the share of the loss between zeroed and whole stream that"
+    )
+    text.append("the SAE keeps. Made by `make bench-quality` from quality.toml; every run is in quality.json.\n")
+    text.append("| family | trained by | explained variance | CE recovered | L0 | dead | learning rate |")
+    text.append("|---|---|---|---|---|---|---|")
+    for line in lines:
+        figures = " | ".join(spanned(line[figure], line[f"{figure}_interval"]) for figure in COMPARED)
+        l0 = f"{line['l0']:.1f}{' (off k)' if line['off_k'] else ''}"
+        lr = f"{line['lr']:.1e} (x {line['lr_factor']:.2g})"
+        text.append(f"| {line['family']} | {line['contestant']} | {figures} | {l0} | {line['dead_share']:.1%} | {lr} |")
+    text.append("\n| family | lensae less the best other tool in | difference | of |\n|---|---|---|---|")
+    for line in lines:
+        for figure in COMPARED:
+            if one := line.get(f"{figure}_to_best_peer"):
+                span = spanned(one["difference"], one["interval"], "+")
+                text.append(f"| {line['family']} | {figure.replace('_', ' ')} | {span} | {one['peer']} |")
+    write_file(path, ("\n".join(text) + "\n").encode())
+    print(path.read_text(encoding="utf-8"))
+
+
+def spanned(value: float, span: tuple[float, float], sign: str = "") -> str:
+    """A figure with its interval."""
+    return f"{value:{sign}.4f} ({span[0]:{sign}.4f} to {span[1]:{sign}.4f})"
 
 
 def table_of(title: str, columns: str) -> Table:

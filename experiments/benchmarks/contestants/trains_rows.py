@@ -10,6 +10,9 @@ import json
 import os
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import numpy as np
 from lensae import model as models
 from lensae.paths import find_set
 from lensae.stages.collect import CollectOptions, collect
-from lensae.store.reader import SetReader
+from lensae.store.reader import Selection, SetReader
 
 HERE = Path(__file__).resolve().parents[1]
 ROOT = HERE.parents[1]
@@ -27,26 +30,46 @@ HOOK = "blocks.15.hook_resid_post"
 LEAST_BATCHES = 8
 
 
-def rows_file(wanted: int, batch: int) -> tuple[Path, int]:
-    """A .npy file (N, D) float32 of at most `wanted` rows, and how many of them are training rows.
+@dataclass(frozen=True)
+class Rows:
+    """A set of activations, and a file `path` (N, D) float32 of all its rows: those of the last tenth of the
+    documents are held out and come last, the `training` rows before them are shuffled."""
 
-    Documents come in a shuffled order; the last tenth, in whole documents, is held out, the rows before it are
-    shuffled. Raises SystemExit when the texts do not give LEAST_BATCHES batches of training rows.
+    path: Path
+    training: int
+    documents: int  # that the training rows are of
+    store: Path
+
+    @contextmanager
+    def reader(self) -> Iterator[tuple[SetReader, Selection]]:
+        """The set, and its documents that are held out."""
+        with store_at(self.store):
+            reader = SetReader(find_set("rows"))
+            everything = reader.everything()
+            lengths = [len(index) for index in everything.indices]
+            skipped = np.clip(self.documents - np.cumsum([0, *lengths[:-1]]), 0, lengths)
+            held = tuple(index[skip:] for index, skip in zip(everything.indices, skipped, strict=True))
+            yield reader, Selection(held, reader.rows - self.training)
+
+
+def rows_of(wanted: int, batch: int) -> Rows:
+    """At most `wanted` rows of the texts, whose documents come in a shuffled order.
+
+    Raises SystemExit when the texts do not give LEAST_BATCHES batches of training rows.
     """
     texts = shuffled_texts()
-    source = models.resolve()
-    key = hashlib.sha256("\n".join([source.weights_digest(), HOOK, str(wanted), *texts]).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / "lensae-bench-train"
-    path, about = folder / f"{key}.npy", folder / f"{key}.json"
+    key = hashlib.sha256("\n".join([models.resolve().weights_digest(), HOOK, str(wanted), *texts]).encode())
+    folder = Path(tempfile.gettempdir()) / "lensae-bench-train" / key.hexdigest()[:16]
+    path, about, store = folder / "rows.npy", folder / "about.json", folder / "store"
     if not about.is_file():
-        folder.mkdir(exist_ok=True)
-        rows_ND, training = collected(texts, wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows_ND, training, documents = collected(texts, wanted, store)
         np.save(path, rows_ND)
-        about.write_text(json.dumps({"training": training}))
-    training = json.loads(about.read_text())["training"]
-    if training < LEAST_BATCHES * batch:
-        raise SystemExit(f"only {training:,} training rows: put more text where {TEXTS[0]} is looked for")
-    return path, training
+        about.write_text(json.dumps({"training": training, "documents": documents}))
+    rows = Rows(path=path, store=store, **json.loads(about.read_text()))
+    if rows.training < LEAST_BATCHES * batch:
+        raise SystemExit(f"only {rows.training:,} training rows: put more text where {TEXTS[0]} is looked for")
+    return rows
 
 
 def shuffled_texts() -> list[str]:
@@ -58,26 +81,33 @@ def shuffled_texts() -> list[str]:
     return texts
 
 
-def collected(texts: list[str], wanted: int) -> tuple[np.ndarray, int]:
-    """The rows (N, D), those that are held out last, and the number of those before."""
+@contextmanager
+def store_at(folder: Path) -> Iterator[None]:
+    """The store is in `folder` meanwhile."""
     before = os.environ.get("LENSAE_STORE")
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "texts.jsonl"
-        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        os.environ["LENSAE_STORE"] = str(Path(folder) / "store")
-        try:
-            options = CollectOptions(
-                hooks=(HOOK,), corpus=str(corpus), generate=False, dtype="float32", max_tokens=wanted, name="rows"
-            )
-            collect(options, "benchmark")
-            reader = SetReader(find_set("rows"))
-            documents = list(reader.document_rows(reader.everything()))
-        finally:
-            os.environ.pop("LENSAE_STORE")
-            if before is not None:
-                os.environ["LENSAE_STORE"] = before
+    os.environ["LENSAE_STORE"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("LENSAE_STORE")
+        if before is not None:
+            os.environ["LENSAE_STORE"] = before
+
+
+def collected(texts: list[str], wanted: int, store: Path) -> tuple[np.ndarray, int, int]:
+    """The rows (N, D), those that are held out last; how many come before, and of how many documents those are."""
+    corpus = store.parent / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    with store_at(store):
+        options = CollectOptions(
+            hooks=(HOOK,), corpus=str(corpus), generate=False, dtype="float32", max_tokens=wanted, name="rows"
+        )
+        collect(options, "benchmark")
+        reader = SetReader(find_set("rows"))
+        documents = list(reader.document_rows(reader.everything()))
     ends = np.cumsum([len(rows) for rows in documents])
-    training = int(ends[np.searchsorted(ends, 0.9 * ends[-1])])
+    last = int(np.searchsorted(ends, 0.9 * ends[-1]))
+    training = int(ends[last])
     rows_ND = np.concatenate(documents)
     np.random.default_rng(0).shuffle(rows_ND[:training])
-    return rows_ND, training
+    return rows_ND, training, last + 1

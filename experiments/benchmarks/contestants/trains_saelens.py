@@ -85,6 +85,10 @@ class SAELensTraining:
                 saved = SAE.load_from_disk(folder)
             self.ways["saved"] = lambda x_BD: through(saved, x_BD)
 
+    def save(self, folder) -> None:
+        """Its own way to keep an SAE for use."""
+        self.trainer.sae.save_inference_model(folder)
+
 
 def through(sae, x_BD):
     """Features and reconstruction."""

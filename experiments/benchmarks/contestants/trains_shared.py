@@ -1,12 +1,13 @@
 """What the trainers' scripts share: the rows, the clock, and the figures on held-out rows, the same code for all.
 
-A script defines `build(job, batches) -> Training`; `batches()` gives the pass's batches of raw activations in their one
-order, for what has to be estimated beforehand. Needs numpy and torch alone: peers run it.
+A script defines `build(job, batches) -> Training`; `batches()` gives the pass's batches of raw activations in the order
+of its seed, for what has to be estimated beforehand. Needs numpy, torch and safetensors alone: peers run it.
 Shapes: B rows, D d_model, F features.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -29,7 +30,8 @@ MASSIVE = 10  # a row in ten thousand has fifty times the usual norm, and a fift
 @dataclass(frozen=True)
 class Job:
     """One training: `steps` is the length of the pass, `lr_factor` multiplies the documented learning rate; `penalty`
-    replaces the documented sparsity coefficient of a family that has no k (None: as documented)."""
+    replaces the documented sparsity coefficient of a family that has no k (None: as documented). `seed` decides the
+    start and the order of the batches."""
 
     family: str
     d_model: int
@@ -39,6 +41,7 @@ class Job:
     steps: int
     lr_factor: float = 1.0
     penalty: float | None = None
+    seed: int = 0
 
 
 class Training(Protocol):
@@ -59,16 +62,33 @@ class Training(Protocol):
     def finish(self) -> None:
         """What is done once after the last step."""
 
+    def save(self, folder: Path) -> None:
+        """Write what is kept for use, as an SAE in SAELens' layout that takes raw activations."""
+
+
+def write_sae(folder: Path, architecture: str, tensors: dict, **more) -> None:
+    """cfg.json and sae_weights.safetensors, by the names that SAELens 6 has for the tensors of an architecture."""
+    from safetensors.torch import save_file
+
+    d_in, d_sae = tensors["W_enc"].shape
+    cfg = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu"}
+    cfg |= {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none", **more}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(cfg | {"metadata": {}}))
+    plain = {name: tensor.detach().float().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / "sae_weights.safetensors")
+
 
 class Rows:
     """The activations in a .npy file, mapped anew for every batch, so that none stays in a process's memory."""
 
-    def __init__(self, path: str, training: int, batch: int):
+    def __init__(self, path: str, training: int, batch: int, seed: int = 0):
         self.path, self.training, self.batch = path, training, batch
+        self.order = np.random.default_rng(seed).permutation(training // batch)
 
     def __getitem__(self, number: int):
         """Training batch `number` (B, D), round and round."""
-        start = number % (self.training // self.batch) * self.batch
+        start = int(self.order[number % len(self.order)]) * self.batch
         return self._read(start, start + self.batch)
 
     def heldout(self) -> Iterator:
@@ -95,10 +115,10 @@ def serve_trainings(build: Callable, around: Callable[[], AbstractContextManager
 
         def run(case: dict) -> dict:
             job = Job(**case["job"])
-            rows = Rows(settings["rows"], settings["training"], job.batch)
+            rows = Rows(settings["rows"], settings["training"], job.batch, job.seed)
             with around():
                 if case["part"] == "quality":
-                    return quality(build, job, rows)
+                    return quality(build, job, rows, case.get("folder"))
                 return speed(build, job, rows, kept, case["steps"])
 
         return run
@@ -110,7 +130,7 @@ def started(build: Callable, job: Job, rows: Rows) -> Training:
     """A training at its beginning, the same random numbers each time."""
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(job.seed)
     return build(job, lambda: (rows[i] for i in range(job.steps)))
 
 
@@ -146,11 +166,13 @@ def learn(place: list, rows: Rows, steps: int) -> float:
     return time.perf_counter() - clock
 
 
-def quality(build: Callable, job: Job, rows: Rows) -> dict:
-    """One pass over the training rows, then the figures on the others."""
+def quality(build: Callable, job: Job, rows: Rows, folder: str | None) -> dict:
+    """One pass over the training rows, then the figures on the others; the SAE is kept in `folder`."""
     training = started(build, job, rows)
     seconds = learn([training, 0], rows, job.steps)
     training.finish()
+    if folder:
+        training.save(Path(folder))
     found = {way: measured(encode, rows, job.d_sae) for way, encode in training.ways.items()}
     about = {"lr": training.lr, "penalty": training.penalty, "tokens": job.steps * job.batch, "seconds": seconds}
     return about | found

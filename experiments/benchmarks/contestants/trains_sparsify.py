@@ -9,7 +9,7 @@ No normalisation: the loss is relative to the batch's variance, and b_dec starts
 
 from __future__ import annotations
 
-from trains_shared import Job, serve_trainings
+from trains_shared import Job, serve_trainings, write_sae
 
 
 class SparsifyTraining:
@@ -59,6 +59,12 @@ class SparsifyTraining:
         """The averaged weights, which its checkpoints hold."""
         self.optimizer.eval()
         self.ways = {"trained": self._encode}
+
+    def save(self, folder) -> None:
+        """TopK with its k."""
+        coder = self.coder
+        tensors = {"W_enc": coder.encoder.weight.T, "b_enc": coder.encoder.bias}
+        write_sae(folder, "topk", tensors | {"W_dec": coder.W_dec, "b_dec": coder.b_dec}, k=coder.cfg.k)
 
     def _encode(self, x_BD):
         found = self.coder.encode(x_BD)

@@ -1,6 +1,6 @@
 """One file per family; its name is its name on the command line.
 
-Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=None)`, a torch module with
+Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=None, world=ALONE)`, a torch module with
 
     sparsity(recipe)       class method: what decides how many features fire, as text ("k32")
     initialise(x_BD, target_BD)       analytic start from a sample of normalised rows
@@ -9,6 +9,8 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
     reduced, product       the precision that the recipe asks for in the encoder's product (None: that of the rows), and
                            that of the product as it is now: evaluation has None
     hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)
+    shared                 names of the tensors that are not made of one row, or number, per feature
+    world, own             the processes it is trained by (lensae.sae.world.World), and the features that are here
     dead                   which features have been silent for long (lensae.sae.training.DeadFeatures)
     before_step()          what the gradients need (removing what is parallel to a unit-norm row)
     after_step()           what the parameters need (unit norm)
@@ -17,4 +19,7 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
 
 `lensae.sae.training.Coder` has all of them but `forward`. Without target rows the rows themselves are the target; with
 `d_out` it is a transcoder, which predicts target rows of that width.
+
+A `forward` that takes every figure of a whole batch from `per_row`, `decode`, `saw`, lensae.sae.losses and the kernels
+(given `world`) can be trained by several processes as it stands; parameters of its own are as long as `b_enc`.
 """

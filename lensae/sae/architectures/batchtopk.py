@@ -17,6 +17,7 @@ from lensae.sae import kernels
 from lensae.sae.base import SAE
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
+from lensae.sae.world import ALONE, World
 
 
 class Trainer(Coder):
@@ -25,11 +26,20 @@ class Trainer(Coder):
 
     saved_as = "jumprelu"
     hints = ("guess",)
+    shared = (*Coder.shared, "threshold")
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         if recipe.k > d_sae:
             raise UserError(f"k = {recipe.k} is more than the {d_sae} features there are", "lower --k or raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
         self.register_buffer("threshold", torch.tensor(0.0))  # 0 until it is calibrated
         self.guess: float | None = None  # near the next batch's least feature: for speed alone
 
@@ -40,19 +50,20 @@ class Trainer(Coder):
         x_hat_BD, mse = self.reconstruct(features, target_BD)
         losses = {"mse": mse}
         if self.training:
-            self.dead.saw(features.count_F(), len(x_BD))
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+            self.saw(features)
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     def reconstruct(self, features: kernels.Features, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The reconstruction and its loss."""
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        return x_hat_BD, unexplained(target_BD, x_hat_BD)
+        x_hat_BD = self.decode(features)
+        return x_hat_BD, unexplained(target_BD, x_hat_BD, self.world)
 
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""
         if self.training or not self.threshold:
-            features, least = kernels.batch_topk(x_BD, *self.encoder(), self.recipe.k, self.guess, self.product)
+            args = (*self.encoder(), self.recipe.k, self.guess, self.world, self.product)
+            features, least = kernels.batch_topk(x_BD, *args)
             self.guess = 0.9 * least
             return features
         return kernels.above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product)
@@ -64,7 +75,7 @@ class Trainer(Coder):
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The encoder's biases and the one threshold."""
-        return super().parts() | {"threshold": self.threshold.expand(self.d_sae)}
+        return super().parts() | {"threshold": self.threshold.expand_as(self.b_enc)}
 
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
         """The trained SAE, for raw activations; raises LensaeError when it was not calibrated."""

@@ -16,6 +16,7 @@ from lensae.sae import kernels
 from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
+from lensae.sae.world import ALONE, World
 
 
 class Trainer(L1Coder):
@@ -28,10 +29,18 @@ class Trainer(L1Coder):
 
     saved_as = "gated"
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
-        self.r_mag = nn.Parameter(torch.zeros(d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(d_sae))
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
+        self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
+        self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 
     @torch.no_grad()
     def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
@@ -39,19 +48,24 @@ class Trainer(L1Coder):
         super().initialise(x_BD, target_BD)
         self.b_enc.data = -self.starting_thresholds(x_BD)
 
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """As at the start of a training: each fires on a small share of the rows."""
+        self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+        self.r_mag.data[feature_R] = self.b_mag.data[feature_R] = 0.0
+
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
         gate = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
         features = gate.of(magnitude.relu() * (gate.value > 0))
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        losses = {"mse": unexplained(target_BD, x_hat_BD)}
+        x_hat_BD = self.decode(features)
+        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
         opened = gate.of(gate.value.relu())
-        losses |= self.penalty(opened.value.sum() / len(x_BD), features)
+        losses |= self.penalty(self.per_row(opened.value, len(x_BD)), features)
         if self.training:
-            alone_BD = kernels.decode(opened, self.W_dec.detach(), self.b_dec.detach())
-            losses["gate"] = unexplained(target_BD, alone_BD)
+            alone_BD = self.decode(opened, frozen=True)
+            losses["gate"] = unexplained(target_BD, alone_BD, self.world)
         return Step(x_hat_BD, features, losses)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
+from lensae.sae.world import ALONE, World
 
 
 class Jump(torch.autograd.Function):
@@ -62,13 +63,21 @@ class Trainer(Coder):
     saved_as = "jumprelu"
     hints = ("density",)
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         target = recipe.target_l0 or recipe.k
         if target > d_sae:
             raise UserError(f"an L0 of {target:g} is more than the {d_sae} features there are", "raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
         self.target = target
-        self.log_threshold = nn.Parameter(torch.zeros(d_sae))
+        self.log_threshold = nn.Parameter(torch.zeros_like(self.b_enc))
         self.density = 0.0
 
     @classmethod
@@ -82,6 +91,11 @@ class Trainer(Coder):
         super().initialise(x_BD, target_BD)
         self.log_threshold.data = self.starting_thresholds(x_BD).clamp(min=1e-2).log()
 
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """As at the start of a training: each fires on a small share of the rows."""
+        super().restart(feature_R, x_BD)
+        self.log_threshold.data[feature_R] = self.starting_thresholds(x_BD, feature_R).clamp(min=1e-2).log()
+
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
@@ -90,14 +104,14 @@ class Trainer(Coder):
         pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density, self.product)
         threshold = pre.each(threshold_F)
         features = pre.of(Jump.apply(pre.value, threshold, width))
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        l0 = Fires.apply(pre.value, threshold, width).sum() / len(x_BD)
+        x_hat_BD = self.decode(features)
+        l0 = self.per_row(Fires.apply(pre.value, threshold, width), len(x_BD))
         self.density = float(l0.detach()) / self.d_sae
         weight = self.recipe.l0_weight if self.training else 1.0
-        losses = {"mse": unexplained(target_BD, x_hat_BD), "l0": weight * (l0 / self.target - 1).square()}
+        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world), "l0": weight * (l0 / self.target - 1).square()}
         if self.training:
-            self.dead.saw(features.count_F(), len(x_BD))
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+            self.saw(features)
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     @torch.no_grad()

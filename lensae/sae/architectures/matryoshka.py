@@ -23,7 +23,8 @@ class Trainer(batchtopk.Trainer):
     def reconstruct(self, features: kernels.Active, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The reconstruction from all features, and the mean loss over the prefixes."""
         ends = sorted({max(1, round(share * self.d_sae)) for share in SHARES})
-        parts_BD = kernels.decode(features.within([0, *ends]), self.W_dec)
-        x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.b_dec
-        losses = [unexplained(target_BD, x_hat_BD) for x_hat_BD in x_hats_PBD]
+        bounds = [min(max(end - self.own.start, 0), len(self.W_dec)) for end in ends]
+        parts_BD = self.world.over_features(kernels.decode(features.within([0, *bounds]), self.W_dec))
+        x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.world.once(self.b_dec)
+        losses = [unexplained(target_BD, x_hat_BD, self.world) for x_hat_BD in x_hats_PBD]
         return x_hats_PBD[-1], sum(losses) / len(losses)

@@ -27,11 +27,17 @@ class Trainer(L1Coder):
         super().initialise(x_BD, target_BD)
         self.b_enc.data = -self.starting_thresholds(x_BD)
 
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """As at the start of a training: each fires on a small share of the rows."""
+        self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
         pre = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         features = pre.of(pre.value.relu())
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        total = (features.value * features.each(self.W_dec.norm(dim=1))).sum() / len(x_BD)
-        return Step(x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD)} | self.penalty(total, features))
+        x_hat_BD = self.decode(features)
+        total = self.per_row(features.value * features.each(self.W_dec.norm(dim=1)), len(x_BD))
+        return Step(
+            x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
+        )

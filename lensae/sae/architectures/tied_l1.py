@@ -15,19 +15,28 @@ from lensae.sae import functional, kernels
 from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
+from lensae.sae.world import ALONE, World
 
 
 class Trainer(L1Coder):
     """Loss: mean squared error over the batch's variance, plus `recipe.l1` times the mean over the batch of the
     features' sum over sqrt(D) (the rows have a mean norm of sqrt(D), so the weight does not depend on the model)."""
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         if d_out not in (None, d_model):
             raise UserError(
                 f"tied-l1 cannot predict rows of width {d_out} from rows of width {d_model}",
                 "its one matrix is encoder and decoder; choose another --arch",
             )
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
         self.W_enc_FD = self.W_dec
         del self.b_dec
         self.register_buffer("b_dec", torch.zeros(d_model))
@@ -41,18 +50,24 @@ class Trainer(L1Coder):
         self.b_dec = functional.geometric_median(target_BD)
         if self.centre is not None:
             self.centre = functional.geometric_median(x_BD)
-        index = torch.randperm(len(x_BD))[: self.d_sae]
+        index = torch.randperm(len(x_BD))[: self.d_sae][self.own]
         rows = functional.unit_rows(x_BD[index] - self.shift_D)
         self.W_dec.data[: len(rows)] = functional.unit_rows(0.5 * rows + 0.5 * self.W_dec.data[: len(rows)])
         if self.recipe.target_l0:
             self.b_enc.data = -self.starting_thresholds(x_BD)
+
+    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+        """As at the start of a training."""
+        super().restart(feature_R, x_BD)
+        if self.recipe.target_l0:
+            self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
         pre = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         features = pre.of(pre.value.relu())
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        total = features.value.sum() / len(x_BD)
-        losses = {"mse": unexplained(target_BD, x_hat_BD)} | self.penalty(total, features)
+        x_hat_BD = self.decode(features)
+        total = self.per_row(features.value, len(x_BD))
+        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
         return Step(x_hat_BD, features, losses)

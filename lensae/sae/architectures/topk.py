@@ -14,6 +14,7 @@ from lensae.sae import kernels
 from lensae.sae.base import SAE
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
+from lensae.sae.world import ALONE, World
 
 
 class Trainer(Coder):
@@ -22,20 +23,28 @@ class Trainer(Coder):
 
     saved_as = "topk"
 
-    def __init__(self, d_model: int, d_sae: int, recipe: TrainRecipe, dead_window: int, d_out: int | None = None):
+    def __init__(
+        self,
+        d_model: int,
+        d_sae: int,
+        recipe: TrainRecipe,
+        dead_window: int,
+        d_out: int | None = None,
+        world: World = ALONE,
+    ):
         if recipe.k > d_sae:
             raise UserError(f"k = {recipe.k} is more than the {d_sae} features there are", "lower --k or raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out)
+        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.product)
-        x_hat_BD = kernels.decode(features, self.W_dec, self.b_dec)
-        losses = {"mse": unexplained(target_BD, x_hat_BD)}
+        features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.world, self.product)
+        x_hat_BD = self.decode(features)
+        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
         if self.training:
-            self.dead.saw(features.count_F(), len(x_BD))
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD - x_hat_BD.detach())
+            self.saw(features)
+            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:

@@ -11,9 +11,9 @@ Everything is made of torch operations that exist on every device; some of it is
 
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.choice import Choice, choose, using
+from lensae.sae.kernels.divided import kth_largest, largest
 from lensae.sae.kernels.encode import above, batch_topk, pays_off, topk
 from lensae.sae.kernels.linear import decode
-from lensae.sae.kernels.memory import keep_large_buffers
 
 __all__ = [
     "Active",
@@ -25,7 +25,8 @@ __all__ = [
     "batch_topk",
     "choose",
     "decode",
-    "keep_large_buffers",
+    "kth_largest",
+    "largest",
     "pays_off",
     "topk",
     "using",

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lensae.sae.kernels import select
+from lensae.sae.kernels import divided, select
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.linear import encoded, products_at
+from lensae.sae.world import ALONE, World
 
 # Rows of a block: few enough that its pre-activations stay in a cache, enough for the product to run at full speed.
 BLOCK = 512
@@ -49,6 +50,9 @@ def _blocks(x_BD, shift_D, W_FD, b_F, dtype: torch.dtype | None = None) -> Itera
 @torch.no_grad()
 def _collect(x_BD, shift_D, W_FD, b_F, choose: Callable, dtype: torch.dtype | None = None) -> Active:
     """What `choose` finds in every block: it gives the number of pairs of each row, their features and values."""
+    if not len(x_BD):
+        none = Pattern(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), len(W_FD))
+        return Active(none, x_BD.new_zeros(0))
     found = (choose(pre_BF) for pre_BF in _blocks(x_BD, shift_D, W_FD, b_F, dtype))
     counts, indices, values = zip(*found, strict=True)
     indptr_B1 = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
@@ -58,10 +62,11 @@ def _collect(x_BD, shift_D, W_FD, b_F, choose: Callable, dtype: torch.dtype | No
     return Active(pattern, products_at(pattern, x_BD - shift_D, W_FD) + b_F[pattern.index_N])
 
 
-def topk(x_BD, shift_D, W_FD, b_F, k: int, dtype: torch.dtype | None = None) -> Active:
+def topk(x_BD, shift_D, W_FD, b_F, k: int, world: World = ALONE, dtype: torch.dtype | None = None) -> Active:
     """The k largest pre-activations of each row, of those the positive ones; the others are there with value zero.
 
-    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b.
+    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b. Where the `world` has features divided,
+    the k largest are those of all processes.
     """
     proposed = k if dtype is None else k + SPARE
 
@@ -70,8 +75,11 @@ def topk(x_BD, shift_D, W_FD, b_F, k: int, dtype: torch.dtype | None = None) -> 
         count_B = torch.full((len(pre_BF),), value_BM.shape[1], device=pre_BF.device)
         return count_B, index_BM.reshape(-1), value_BM.reshape(-1)
 
-    found = _collect(x_BD, shift_D, W_FD, b_F, choose, dtype)
-    found = encoded(x_BD, shift_D, W_FD, b_F, found if dtype is None else select.best(found, k))
+    best = _collect(x_BD, shift_D, W_FD, b_F, choose, dtype)
+    best = best if dtype is None else select.best(best, k)
+    if world.features_divided:
+        best = divided.topk(best, k, world)
+    found = encoded(x_BD, shift_D, W_FD, b_F, best)
     return found.of(found.value.relu())
 
 
@@ -105,26 +113,40 @@ def _above(x_BD, shift_D, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.d
 
 
 def batch_topk(
-    x_BD, shift_D, W_FD, b_F, k: int, guess: float | None = None, dtype: torch.dtype | None = None
+    x_BD,
+    shift_D,
+    W_FD,
+    b_F,
+    k: int,
+    guess: float | None = None,
+    world: World = ALONE,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Active, float]:
-    """The B k largest positive pre-activations of the batch as a whole, and the least of them.
+    """The B k largest positive pre-activations of the batch as a whole, over all processes, and the least of them.
 
     `guess` is what the least of them may be; a wrong one costs time and changes nothing.
     """
-    wanted = len(x_BD) * min(k, len(W_FD))
-    floor = _first_guess(x_BD, shift_D, W_FD, b_F, k) if guess is None else max(guess, 0.0)
-    while True:
-        found = _above(x_BD, shift_D, W_FD, b_F, floor, dtype)
-        if len(found.value) >= wanted or floor <= 0:
-            break
-        floor = floor / 2 if floor > 1e-4 else 0.0
+    wanted = world.rows(len(x_BD)) * min(k, world.features(len(W_FD)))
+    floor = _first_guess(x_BD, shift_D, W_FD, b_F, k, world) if guess is None else max(guess, 0.0)
+
+    def collect(low: float) -> Active:
+        return _above(x_BD, shift_D, W_FD, b_F, low, dtype)
+
+    if not world.alone:
+        found, least = divided.batch_topk(collect, floor, wanted, world)
+        return encoded(x_BD, shift_D, W_FD, b_F, found), least
+    while len((found := collect(floor)).value) < wanted and floor > 0:
+        floor = divided.lower(floor)
     found = select.largest(found, wanted)
     least = float(found.value.min()) if len(found.value) else 0.0
     return encoded(x_BD, shift_D, W_FD, b_F, found), least
 
 
 @torch.no_grad()
-def _first_guess(x_BD, shift_D, W_FD, b_F, k: int) -> float:
-    """Somewhat below the k-th largest pre-activation of typical rows."""
-    pre_BF = next(_blocks(x_BD, shift_D, W_FD, b_F))
-    return max(0.0, 0.7 * float(select.topk(pre_BF, k)[0].amin(1).median()))
+def _first_guess(x_BD, shift_D, W_FD, b_F, k: int, world: World) -> float:
+    """Somewhat below the k-th largest pre-activation of typical rows (of the first process, which has some)."""
+    middle = torch.zeros((), dtype=torch.float64)
+    if world.first:
+        pre_BF = next(_blocks(x_BD, shift_D, W_FD, b_F))
+        middle = select.topk(pre_BF, k)[0].amin(1).median().double()
+    return max(0.0, 0.7 * float(world.total(middle)))

@@ -50,7 +50,7 @@ def _topk_above(entry_BM: torch.Tensor, floor_B1: torch.Tensor, k: int) -> tuple
     """The k largest of each row, where at least k of them are known to reach the floor."""
     rows, width = entry_BM.shape
     at_N = (entry_BM >= floor_B1).view(-1).nonzero().view(-1)
-    row_N = at_N // width
+    row_N = _divided(at_N, width)
     count_B = torch.bincount(row_N, minlength=rows)
     most = int(count_B.max())
     slot_N = torch.arange(len(at_N), device=at_N.device) + (row_N * most - (count_B.cumsum(0) - count_B)[row_N])
@@ -62,11 +62,16 @@ def _topk_above(entry_BM: torch.Tensor, floor_B1: torch.Tensor, k: int) -> tuple
     return value_BK, place_BC.view(rows, most).gather(1, slot_BK)
 
 
+def _divided(at_N: torch.Tensor, width: int) -> torch.Tensor:
+    """at // width, by a shift where that does."""
+    return at_N >> (width.bit_length() - 1) if width & (width - 1) == 0 else at_N // width
+
+
 def above(pre_BF: torch.Tensor, floor: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The entries above a floor (a number, or one per feature): how many in each row, their features, their values."""
     rows, d_sae = pre_BF.shape
     at_N = (pre_BF > floor).view(-1).nonzero().view(-1)
-    row_N = at_N // d_sae
+    row_N = _divided(at_N, d_sae)
     return torch.bincount(row_N, minlength=rows), at_N - row_N * d_sae, pre_BF.view(-1)[at_N]
 
 
@@ -94,7 +99,8 @@ def kept(found: Active, keep_N: torch.Tensor) -> Active:
 def best(found: Active, k: int) -> Active:
     """The k largest values of each row, where all rows have equally many."""
     rows = found.pattern.rows
-    value_BK, at_BK = found.value.view(rows, -1).topk(min(k, found.pattern.d_sae), dim=1, sorted=False)
-    index_BK = found.pattern.index_N.view(rows, -1).gather(1, at_BK)
+    each = len(found.value) // max(rows, 1)
+    value_BK, at_BK = found.value.view(rows, each).topk(min(k, each), dim=1, sorted=False)
+    index_BK = found.pattern.index_N.view(rows, each).gather(1, at_BK)
     indptr_B1 = torch.arange(rows + 1, device=at_BK.device) * value_BK.shape[1]
     return Active(Pattern(indptr_B1, index_BK.view(-1), found.pattern.d_sae), value_BK.view(-1))
