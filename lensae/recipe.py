@@ -22,6 +22,8 @@ class TrainRecipe:
     loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
     `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
     past in a running mean of the weights, which then is what is measured and kept (0: none).
+    `encoder_dtype` is the precision of the product by which features are selected in training; their values are
+    float32 always.
     `target` names a set of the same tokens whose rows are to be predicted (a transcoder). `seed` decides what is held
     out, the order of the rows and the start; `init_seed` the start alone, when it is to differ. Rows are shuffled over
     windows of `shuffle_rows`. A checkpoint is written every `checkpoint_minutes`.
@@ -45,6 +47,7 @@ class TrainRecipe:
     aux: float = 1 / 32
     resample: int = 0
     average: float = 0.0
+    encoder_dtype: str = "float32"
     seed: int = 0
     init_seed: int | None = None
     target: str | None = None
@@ -61,6 +64,8 @@ class TrainRecipe:
                 raise UserError(f"{name} cannot be {getattr(self, name)}", "a share from 0 up to 1")
         if self.resample < 0:
             raise UserError(f"resample cannot be {self.resample}", "0 or more")
+        if self.encoder_dtype not in ENCODER_DTYPES:
+            raise UserError(f"encoder_dtype cannot be '{self.encoder_dtype}'", f"one of {', '.join(ENCODER_DTYPES)}")
         if self.epochs and self.tokens:
             raise UserError("epochs and tokens are both given", "give one of them")
 
@@ -69,7 +74,8 @@ POSITIVE = (
     *("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience", "lr", "epochs", "tokens", "target_l0"),
     *("shuffle_rows", "checkpoint_minutes"),
 )
-WORDS = ("arch", "target")
+ENCODER_DTYPES = ("float32", "bfloat16")
+WORDS = ("arch", "target", "encoder_dtype")
 WHOLE = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
 SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lensae.sae import kernels
 from lensae.sae.kernels import Dense, encode, reference, select
+from lensae.sae.kernels.active import sums_in_order
 
 ROWS, D_MODEL, D_SAE = 37, 10, 64
 
@@ -169,6 +170,16 @@ def test_decoder_alone_has_gradients():
     (grad_N,) = torch.autograd.grad((kernels.decode(features.of(value_N), W_dec.detach()) * up_BD).sum(), value_N)
     rows, index = features.pattern.row_N, features.pattern.index_N
     torch.testing.assert_close(grad_N, (up_BD @ W_dec.T)[rows, index])
+
+
+def test_sums_of_features_in_order():
+    """As bincount gives them, with features that have no pair."""
+    x_BD, parameters, _up = problem(11)
+    pattern = kernels.topk(x_BD, *parameters[:3], 2).pattern
+    value_N = torch.randn(len(pattern.index_N), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    sums_F = pattern.sums_F(value_N)
+    assert (sums_F == 0).any() and (sums_F != 0).any()
+    torch.testing.assert_close(sums_in_order(pattern.columns, value_N), sums_F)
 
 
 def test_float32_is_as_exact_as_dense():

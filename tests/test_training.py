@@ -434,6 +434,25 @@ def test_shuffle_rows_changes_the_order_alone(toy, lensae):
     assert status == 2 and "shuffle_rows cannot be 0" in err
 
 
+@pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu"])
+def test_an_encoder_in_bfloat16(arch, toy, lensae):
+    """An SAE like any other, with what float32 would have selected on record, and gone on with to the same bytes."""
+    options = ("--arch", arch, "--width", 2, "--k", 4, "--batch", 64, "--epochs", 3, "--encoder-dtype", "bfloat16")
+    status, out, _err = lensae("train", *options)
+    sae = find_sae(find_set(None), None)
+    assert status == 0 and sae.name.endswith("-bfloat16") and "bfloat16 encoder: on held-out rows it selects" in out
+    facts = json.loads((sae.path / "training.json").read_text())
+    assert facts["recipe"]["encoder_dtype"] == "bfloat16" and 0.95 < facts["encoder_agreement"] <= 1
+    assert json.loads((sae.path / "cfg.json").read_text())["dtype"] == "float32"
+    recipe = replace(SMALL, arch=arch, epochs=3, encoder_dtype="bfloat16")
+    interrupted(recipe, 20, "parts")
+    assert digest(train(recipe, name="parts").sae.path) == digest(sae.path)
+    plain = train(replace(recipe, encoder_dtype="float32"))
+    assert plain.fit.agreement is None and "encoder_agreement" not in plain.sae.training
+    status, _out, err = lensae("train", "--encoder-dtype", "int8")
+    assert status == 2 and "encoder_dtype cannot be 'int8'" in err
+
+
 # Sweeps.
 
 

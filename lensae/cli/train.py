@@ -44,6 +44,10 @@ def command(
     lr: Annotated[float | None, typer.Option(help="Learning rate. Default: from the budget.")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows a step. Default: from the set's size.")] = None,
     shuffle_rows: Annotated[int | None, typer.Option(help="Rows shuffled at a time. Default 65,536.")] = None,
+    encoder_dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16 (faster; how far it selects the same features is measured and shown)."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="Set of the same tokens whose rows are predicted: a transcoder.")
     ] = None,

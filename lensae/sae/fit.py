@@ -22,7 +22,7 @@ from lensae.sae.base import SAE
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
 from lensae.sae.lane import Lane, Measured
-from lensae.sae.measure import Batch, measure_all, tensors
+from lensae.sae.measure import Batch, agreement, measure_all, tensors
 from lensae.sae.plan import Plan
 from lensae.sae.world import ALONE, World
 
@@ -41,6 +41,7 @@ class Fit:
     heldout: Reconstruction | None = None
     stopped: str = "finished"
     seconds: float = 0.0
+    agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
 
     def sae(self, metadata: dict) -> SAE:
         """The trained SAE, for raw activations; where features are divided, of this process's."""
@@ -129,7 +130,8 @@ def _epoch(going: list[Lane], train_rows, heldout_rows, hooks: Hooks, keeper: _K
     here = [lane for lane in going if lane.place.epoch == epoch]
     first, world = min(lane.place.batch for lane in here), keeper.world
     with _closing(train_rows(epoch, first)) as batches:
-        for number, rows in enumerate(world.batches(map(tensors, batches)), first):
+        on_device = (tensors(batch, here[0].device) for batch in batches)
+        for number, rows in enumerate(world.batches(on_device), first):
             learning = [lane for lane in here if lane.at(epoch, number) and lane.place.step < lane.plan.steps]
             losses = _learn(learning, rows)
             lines = _look([lane for lane in learning if not lane.done and lane.due], heldout_rows)
@@ -186,9 +188,10 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     lane.trainer.load_state_dict(lane.best)
     lane.trainer.eval()
     with lane.own_random():
-        lane.trainer.calibrate(lambda: (rows[0] * lane.scales[0] for rows in map(tensors, heldout_rows())))
+        lane.trainer.calibrate(lambda: (tensors(b, lane.device)[0] * lane.scales[0] for b in heldout_rows()))
     [(found, _loss)] = measure_all([lane], heldout_rows())
-    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds)
+    alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
+    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, alike)
 
 
 class _Keeper:

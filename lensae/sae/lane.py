@@ -67,7 +67,8 @@ class Place:
 
 class Lane:
     """One SAE in training. `scales` are the factors of its rows, the last that of the targets; `checkpoint` is the file
-    that it is kept in. Its random numbers are its own, so that neighbours on the same stream change nothing.
+    that it is kept in. Its random numbers are its own, so that neighbours on the same stream change nothing; they are
+    drawn on the CPU whatever the device.
 
     `torn` is set while its state is that of no moment between two batches; a lane that failed stays so.
     """
@@ -78,10 +79,11 @@ class Lane:
         plan: Plan,
         make_trainer: Callable[[int], torch.nn.Module],
         checkpoint: Path | None = None,
+        device: str = "cpu",
     ):
-        self.recipe, self.plan, self.checkpoint = recipe, plan, checkpoint
+        self.recipe, self.plan, self.checkpoint, self.device = recipe, plan, checkpoint, device
         torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
-        self.trainer = make_trainer(plan.dead_window)
+        self.trainer = make_trainer(plan.dead_window).to(device)
         self.random = torch.get_rng_state()
         self.optimizer = torch.optim.Adam(
             self.trainer.parameters(), lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True
@@ -97,7 +99,8 @@ class Lane:
         """The analytic start, from a sample of rows as they are."""
         self.scales = scales
         with self.own_random():
-            self.trainer.initialise(*(rows_BD * scale for rows_BD, scale in zip(sample, scales, strict=True)))
+            rows = [rows_BD.to(self.device) * scale for rows_BD, scale in zip(sample, scales, strict=True)]
+            self.trainer.initialise(*rows)
         held = self.trainer.state_dict().items()
         self.trainer.world.same(*(t for name, t in held if self.trainer.is_shared(name)))
         if self.recipe.average:

@@ -16,6 +16,7 @@ from lensae.sae.evaluate import Accumulator, Reconstruction
 from lensae.sae.lane import Lane
 from lensae.sae.world import World
 
+AGREEMENT_ROWS = 16384
 Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
@@ -23,11 +24,13 @@ class NotFinite(LensaeError):
     """Rows that are to be learnt from hold values that are not numbers."""
 
 
-def tensors(batch: Batch) -> list[torch.Tensor]:
-    """Input rows, and target rows if there are any; raises NotFinite when they are no numbers."""
+def tensors(batch: Batch, device: str | torch.device = "cpu") -> list[torch.Tensor]:
+    """Input rows, and target rows if there are any, on the device; raises NotFinite when they are no numbers."""
     rows = [torch.from_numpy(rows_BD) for rows_BD in (batch if isinstance(batch, tuple) else (batch,))]
     if not all(math.isfinite(float(rows_BD.sum())) for rows_BD in rows):
         raise NotFinite("the activations are not finite", "python main.py store verify")
+    if torch.device(device).type == "cuda":
+        rows = [rows_BD.pin_memory().to(device, non_blocking=True) for rows_BD in rows]
     return rows
 
 
@@ -50,7 +53,8 @@ def _measure(
     losses, seen = [0.0] * len(trainers), 0
     for trainer, _scales in trainers:
         trainer.eval()
-    for whole in world.batches(map(tensors, batches)):
+    device = trainers[0][0].W_dec.device
+    for whole in world.batches(tensors(batch, device) for batch in batches):
         rows = [world.part(rows_BD) for rows_BD in whole]
         for number, (trainer, scales) in enumerate(trainers):
             step = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)))
@@ -64,3 +68,26 @@ def _measure(
     for total in sums:
         total.join(world)
     return [(total.result(), loss / seen) for total, loss in zip(sums, losses, strict=True)]
+
+
+@torch.no_grad()
+def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> float | None:
+    """The share of features that fire on held-out rows whichever precision selects them, that of the training or that
+    of the rows (of the larger number of the two); None for a training in the precision of the rows."""
+    if trainer.reduced is None:
+        return None
+    trainer.eval()
+    counts, seen = torch.zeros(3, dtype=torch.int64), 0
+    for rows in (tensors(batch, trainer.W_dec.device) for batch in batches):
+        scaled = [rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)]
+        exact_N = trainer(*scaled).features.fires()
+        trainer.product = trainer.reduced
+        found_N = trainer(*scaled).features.fires()
+        trainer.product = None
+        both = int(torch.isin(found_N, exact_N, assume_unique=True).sum())
+        counts += torch.tensor([both, len(found_N), len(exact_N)])
+        seen += len(rows[0])
+        if seen >= AGREEMENT_ROWS:
+            break
+    both, *each = trainer.world.over_features(counts).tolist()
+    return both / max(*each, 1)

@@ -42,7 +42,8 @@ def resample(coder: Coder, optimizer: torch.optim.Optimizer, x_BD: torch.Tensor,
     error_BD = world.whole(target_BD - coder(x_BD, target_BD).x_hat_BD)
     coder.train()
     rows_BD = error_BD if coder.centre is None else world.whole(x_BD) - coder.shift_D
-    drawn = torch.multinomial(error_BD.square().sum(1), sum(counts), replacement=sum(counts) > len(error_BD))
+    weight_B = error_BD.square().sum(1).cpu()  # where the lane's random numbers are
+    drawn = torch.multinomial(weight_B, sum(counts), replacement=sum(counts) > len(error_BD))
     drawn_R = drawn.split(counts)[world.rank if world.features_divided else 0]
     coder.W_dec[dead_R] = functional.unit_rows(error_BD[drawn_R])
     if coder.W_enc_FD is not coder.W_dec:

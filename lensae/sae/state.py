@@ -146,8 +146,9 @@ def _restore(lane: Lane, tensors: dict[str, torch.Tensor]) -> None:
     lane.best = _group(tensors, "best/") or None
     if lane.recipe.average:
         lane.average = Average(lane.trainer, lane.recipe.average)
-        lane.average.mean, lane.average.steps = _group(tensors, "mean/"), lane.place.step
+        mean = {name: t.to(lane.device) for name, t in _group(tensors, "mean/").items()}
+        lane.average.mean, lane.average.steps = mean, lane.place.step
     lane.random = tensors["random"]
     for number, parameter in enumerate(lane.trainer.parameters()):
         if kept := _group(tensors, f"optimizer/{number}/"):
-            lane.optimizer.state[parameter] = kept
+            lane.optimizer.state[parameter] = {name: t.to(parameter.device) for name, t in kept.items()}

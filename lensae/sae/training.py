@@ -82,6 +82,9 @@ class Coder(Part):
         super().__init__(d_sae, world)
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
         self.progress = 1.0  # share of the training that is done, set by the loop
+        # The precision of the product that selects features, where it is not that of the rows: in training alone.
+        self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
+        self.product = self.reduced
         if world.features_divided and world.size > d_sae:
             raise UserError(f"{world.size} processes cannot divide {d_sae} features", "start fewer, or raise --width")
         self.W_dec = nn.Parameter(functional.unit_rows(random_rows(d_sae, d_out or d_model, self.own)))
@@ -91,6 +94,11 @@ class Coder(Part):
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
         self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
         self.dead = DeadFeatures(len(rows_FD), dead_window)
+
+    def train(self, mode: bool = True) -> Coder:
+        """Training or evaluation; the latter selects features in the precision of the rows."""
+        self.product = self.reduced if mode else None
+        return super().train(mode)
 
     @classmethod
     def sparsity(cls, recipe: TrainRecipe) -> str:

@@ -85,6 +85,7 @@ def train_all(
     """
     from lensae.model.precision import fast_matmul
     from lensae.sae.fit import fit_all
+    from lensae.sae.kernels import using
     from lensae.sae.measure import NotFinite
     from lensae.sae.world import ALONE
 
@@ -98,6 +99,7 @@ def train_all(
         first = trainings[0]
         world.together(lambda: _check_batch(trainings))
         stack.enter_context(fast_matmul())
+        stack.enter_context(using(_kernels(trainings, data.reader.width)))
         try:
             fit_all(
                 [training.lane for training in trainings],
@@ -109,6 +111,15 @@ def train_all(
             return [_finished(data, training, stop, world) for training in trainings]
         except NotFinite as error:
             raise data.explain_not_finite(error) from None
+
+
+def _kernels(trainings: list[Training], width: int):
+    """Which kernels they use: what is faster for the widest of them."""
+    from lensae.sae.kernels import choose
+
+    widest = max(trainings, key=lambda training: training.plan.d_sae)
+    plan = widest.plan
+    return choose(plan.batch, width, plan.d_sae, plan.k, widest.lane.device)
 
 
 def _check_shared(recipes: list[TrainRecipe]) -> None:

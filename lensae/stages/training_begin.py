@@ -76,6 +76,8 @@ def _training(
     data: Data, recipe: TrainRecipe, settled: TrainRecipe, plan: Plan, path: Path, folder: TrainingFolder | None, world
 ) -> Training:
     """The training as it is to begin, or as its checkpoint left it."""
+    import torch
+
     from lensae.sae import state
     from lensae.sae.lane import Lane
 
@@ -86,7 +88,9 @@ def _training(
     def trainer(window: int):
         return family.Trainer(data.reader.width, plan.d_sae, settled, window, data.d_out, world)
 
-    lane = Lane(settled, plan, trainer, checkpoint)
+    # Several processes exchange what lies in the processors' memory.
+    device = "cuda" if world.alone and torch.cuda.is_available() else "cpu"
+    lane = Lane(settled, plan, trainer, checkpoint, device)
     state.load(lane)
     return Training(path.name, recipe, settled, plan, folder, lane)
 
@@ -96,7 +100,8 @@ def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
     kind = "transcoder-" if recipe.target else ""
     start = "" if recipe.init_seed is None else f"-seed{recipe.init_seed}"
-    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{start}"
+    bits = "" if recipe.encoder_dtype == "float32" else f"-{recipe.encoder_dtype}"
+    return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{bits}{start}"
 
 
 def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
@@ -115,6 +120,7 @@ def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str
         "lr",
         "batch",
         "shuffle_rows",
+        "encoder_dtype",
         "seed",
         "target",
     )

@@ -68,6 +68,11 @@ def _set(entry: SetEntry) -> dict:
 
 def outcome(data: Data, plan, fit) -> dict:
     """What a training came to."""
+    from lensae.sae.kernels import Choice
+    from lensae.sae.kernels.choice import current
+
+    used = current()
+    timed = {"triton": sorted(used.triton), "seconds": used.seconds, "refused": used.refused}
     return {
         "completed_at": now(),
         "stopped": fit.stopped,
@@ -75,6 +80,8 @@ def outcome(data: Data, plan, fit) -> dict:
         "scale": fit.scales[0],
         "target_scale": fit.scales[-1],
         "heldout": {k: v for k, v in vars(fit.heldout).items() if k != "density"},
+        **({} if fit.agreement is None else {"encoder_agreement": fit.agreement}),
+        **({} if used == Choice() else {"kernels": timed}),
         "heldout_limit": data.split.limit,
         "epochs_run": max(line.epoch for line in fit.history),
         "seconds": round(fit.seconds, 3),

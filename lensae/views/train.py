@@ -153,6 +153,11 @@ def show(console, report, next_step: bool = True) -> None:
         f"L0 {held.l0:.1f}, dead {held.dead_share:.1%} on {held.rows:,} held-out rows "
         f"({report.fit.stopped}, {report.fit.seconds:,.0f} s)"
     )
+    if report.fit.agreement is not None:
+        console.print(
+            f"{report.recipe.encoder_dtype} encoder: on held-out rows it selects {report.fit.agreement:.3%} of what "
+            "float32 does"
+        )
     console.print(f"[dim]in[/] {report.sae.path}", soft_wrap=True)
     for path in of_training(report):
         console.print(f"[dim]curves[/] {path}", soft_wrap=True)

@@ -6,6 +6,8 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
     initialise(x_BD, target_BD)       analytic start from a sample of normalised rows
     forward(x_BD, target_BD) -> Step  reconstruction, features, and the parts of the loss (their sum is minimised)
     progress               the share of the training that is done, set before each step
+    reduced, product       the precision that the recipe asks for in the encoder's product (None: that of the rows), and
+                           that of the product as it is now: evaluation has None
     hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)
     shared                 names of the tensors that are not made of one row, or number, per feature
     world, own             the processes it is trained by (lensae.sae.world.World), and the features that are here

@@ -62,10 +62,11 @@ class Trainer(Coder):
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""
         if self.training or not self.threshold:
-            features, least = kernels.batch_topk(x_BD, *self.encoder(), self.recipe.k, self.guess, self.world)
+            args = (*self.encoder(), self.recipe.k, self.guess, self.world, self.product)
+            features, least = kernels.batch_topk(x_BD, *args)
             self.guess = 0.9 * least
             return features
-        return kernels.above(x_BD, *self.encoder(), float(self.threshold))
+        return kernels.above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product)
 
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Set the threshold so that k features fire on the average held-out row (fewer, if fewer are positive)."""

@@ -56,7 +56,7 @@ class Trainer(L1Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        gate = kernels.above(x_BD, *self.encoder(), density=self.density)
+        gate = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
         features = gate.of(magnitude.relu() * (gate.value > 0))
         x_hat_BD = self.decode(features)

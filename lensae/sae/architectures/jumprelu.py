@@ -101,7 +101,7 @@ class Trainer(Coder):
         target_BD = x_BD if target_BD is None else target_BD
         threshold_F, width = self.log_threshold.exp(), self.recipe.bandwidth
         floor_F = threshold_F.detach() - (width / 2 if self.training else 0)
-        pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density)
+        pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density, self.product)
         threshold = pre.each(threshold_F)
         features = pre.of(Jump.apply(pre.value, threshold, width))
         x_hat_BD = self.decode(features)

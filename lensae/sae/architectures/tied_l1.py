@@ -65,7 +65,7 @@ class Trainer(L1Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        pre = kernels.above(x_BD, *self.encoder(), density=self.density)
+        pre = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         features = pre.of(pre.value.relu())
         x_hat_BD = self.decode(features)
         total = self.per_row(features.value, len(x_BD))

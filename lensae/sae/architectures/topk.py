@@ -39,7 +39,7 @@ class Trainer(Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.world)
+        features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.world, self.product)
         x_hat_BD = self.decode(features)
         losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
         if self.training:

@@ -47,6 +47,17 @@ class Pattern:
         count_F = torch.bincount(self.index_N, minlength=self.d_sae)
         return Columns(torch.nn.functional.pad(count_F.cumsum(0), (1, 0)), self.row_N[order_N], order_N)
 
+    def sums_F(self, value_N: torch.Tensor) -> torch.Tensor:
+        """The sum of each feature's pairs (F,)."""
+        if value_N.is_cuda:
+            return sums_in_order(self.columns, value_N)
+        return torch.bincount(self.index_N, value_N, minlength=self.d_sae).to(value_N.dtype)
+
+
+def sums_in_order(columns: Columns, value_N: torch.Tensor) -> torch.Tensor:
+    """The sum of each feature's pairs (F,), in their order: bincount has none on CUDA devices."""
+    return torch.segment_reduce(value_N[columns.order_N], "sum", offsets=columns.indptr_F1)
+
 
 class _PerPair(torch.autograd.Function):
     """A value of each feature, repeated for each of its pairs; the gradient is a sum over pairs."""
@@ -58,8 +69,7 @@ class _PerPair(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_N):
-        sums_F = torch.bincount(ctx.pattern.index_N, grad_N, minlength=ctx.pattern.d_sae)
-        return sums_F.to(grad_N.dtype), None
+        return ctx.pattern.sums_F(grad_N), None
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,10 @@ class Active:
     def count_F(self) -> torch.Tensor:
         """On how many rows each feature is above zero (F,) int64."""
         return torch.bincount(self.pattern.index_N[self.value.detach() > 0], minlength=self.pattern.d_sae)
+
+    def fires(self) -> torch.Tensor:
+        """The pairs above zero (N,) int64, each as row * F + feature."""
+        return (self.pattern.row_N * self.pattern.d_sae + self.pattern.index_N)[self.value.detach() > 0]
 
     def within(self, bounds: list[int]) -> Active:
         """The pairs regrouped by the range of features they fall in: row g * B + b holds row b's features of
@@ -129,6 +143,10 @@ class Dense:
     def count_F(self) -> torch.Tensor:
         """On how many rows each feature is above zero (F,) int64."""
         return (self.value.detach() > 0).sum(0)
+
+    def fires(self) -> torch.Tensor:
+        """The pairs above zero (N,) int64, each as row * F + feature."""
+        return (self.value.detach() > 0).view(-1).nonzero().view(-1)
 
 
 Features = Active | Dense

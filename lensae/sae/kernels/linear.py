@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
+from lensae.sae.kernels.choice import chosen
 
 # PyTorch says once that these tensors are in beta; what is used of them is old, and the tests hold its values.
 with warnings.catch_warnings():
@@ -19,9 +20,13 @@ with warnings.catch_warnings():
 
 
 def _sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
-    """Sums of weighted rows: output i adds weight_N[j] * rows_XD[index_N[j]] over j of [indptr[i], indptr[i + 1])."""
     if not len(index_N):
         return rows_XD.new_zeros(len(indptr) - 1, rows_XD.shape[1])
+    return chosen("sum_rows", sum_rows)(rows_XD, index_N, indptr, weight_N)
+
+
+def sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
+    """Sums of weighted rows: output i adds weight_N[j] * rows_XD[index_N[j]] over j of [indptr[i], indptr[i + 1])."""
     return embedding_bag(
         index_N, rows_XD, indptr, mode="sum", per_sample_weights=weight_N.contiguous(), include_last_offset=True
     )
@@ -37,9 +42,14 @@ def products_at(pattern: Pattern, rows_BD: torch.Tensor, W_FD: torch.Tensor) -> 
     """The products row . W of the active pairs (N,), and of no others."""
     if not len(pattern.index_N):
         return rows_BD.new_zeros(0)
-    zeros_N = rows_BD.new_zeros(len(pattern.index_N))
+    return chosen("products_at", products)(pattern.indptr_B1, pattern.index_N, rows_BD, W_FD)
+
+
+def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tensor, W_FD: torch.Tensor):
+    """The products row . W of the pairs (N,), index_N[indptr_B1[b] : indptr_B1[b + 1]] being those of row b."""
+    zeros_N = rows_BD.new_zeros(len(index_N))
     places = torch.sparse_csr_tensor(
-        pattern.indptr_B1, pattern.index_N, zeros_N, size=(pattern.rows, pattern.d_sae), check_invariants=False
+        indptr_B1, index_N, zeros_N, size=(len(rows_BD), len(W_FD)), check_invariants=False
     )
     return torch.sparse.sampled_addmm(places, rows_BD.contiguous(), W_FD.T, beta=0.0).values()
 
@@ -82,7 +92,7 @@ class _Encoded(torch.autograd.Function):
         x_BD, shift_D, W_FD = ctx.saved_tensors
         pattern = ctx.pattern
         grad_FD = scatter_gradient(pattern, grad_N, x_BD - shift_D)
-        grad_F = torch.bincount(pattern.index_N, grad_N, minlength=pattern.d_sae).to(grad_N.dtype)
+        grad_F = pattern.sums_F(grad_N)
         return None, -(grad_F @ W_FD) if ctx.needs_input_grad[1] else None, grad_FD, grad_F, None, None
 
 

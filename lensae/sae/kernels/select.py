@@ -10,10 +10,16 @@ import math
 import torch
 
 from lensae.sae.kernels.active import Active, Pattern
+from lensae.sae.kernels.choice import chosen
 
 
 def topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest entries of each row and where they are, in no order (B, K), (B, K).
+    """The k largest entries of each row and where they are, in no order (B, K), (B, K)."""
+    return chosen("topk", grouped_topk)(pre_BF, k)
+
+
+def grouped_topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, in PyTorch's operations.
 
     The k groups with the largest maxima hold the k largest entries, so only they are searched: the k-th of these
     maxima is a floor that at least k entries reach, and little more than k do.
@@ -79,7 +85,22 @@ def largest(found: Active, wanted: int) -> Active:
     missing = wanted - int(keep_N.sum())
     if missing:
         keep_N[(found.value == limit).nonzero().view(-1)[:missing]] = True
+    return kept(found, keep_N)
+
+
+def kept(found: Active, keep_N: torch.Tensor) -> Active:
+    """The pairs that are marked."""
     pattern, at = found.pattern, keep_N.nonzero().view(-1)
     count_B = torch.bincount(pattern.row_N[at], minlength=pattern.rows)
-    kept = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
-    return Active(kept, found.value[at])
+    fewer = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
+    return Active(fewer, found.value[at])
+
+
+def best(found: Active, k: int) -> Active:
+    """The k largest values of each row, where all rows have equally many."""
+    rows = found.pattern.rows
+    each = len(found.value) // max(rows, 1)
+    value_BK, at_BK = found.value.view(rows, each).topk(min(k, each), dim=1, sorted=False)
+    index_BK = found.pattern.index_N.view(rows, each).gather(1, at_BK)
+    indptr_B1 = torch.arange(rows + 1, device=at_BK.device) * value_BK.shape[1]
+    return Active(Pattern(indptr_B1, index_BK.view(-1), found.pattern.d_sae), value_BK.view(-1))

@@ -1,0 +1,127 @@
+"""Which implementation of each sparse kernel is used: PyTorch's operations, or on CUDA Triton's where it is faster.
+
+Shapes: B rows, D d_model, F features, K active features per row, N active pairs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+KERNELS = ("sum_rows", "products_at", "topk")
+REPEATS = 10
+# How far the two may differ, relative to the largest value: sums of some thousand products in another order.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernels that are Triton's, the seconds that a call took by kernel and implementation, and why Triton was not
+    to be had for a kernel."""
+
+    triton: frozenset[str] = frozenset()
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+TORCH = Choice()
+_current = TORCH
+
+
+@contextmanager
+def using(choice: Choice) -> Iterator[Choice]:
+    """These implementations, until the end."""
+    global _current
+    before, _current = _current, choice
+    try:
+        yield choice
+    finally:
+        _current = before
+
+
+def current() -> Choice:
+    """What is used now."""
+    return _current
+
+
+def chosen(kernel: str, plain: Callable) -> Callable:
+    """The implementation to call: Triton's, or the one given."""
+    if kernel not in _current.triton:
+        return plain
+    from lensae.sae.kernels import on_triton
+
+    return getattr(on_triton, kernel)
+
+
+def choose(rows: int, d_model: int, d_sae: int, k: int, device: str | torch.device) -> Choice:
+    """The faster implementation of each kernel for a training of these shapes, from timing both on made-up rows.
+
+    Away from CUDA, or without Triton, it is PyTorch's, and nothing is timed.
+    """
+    if torch.device(device).type != "cuda" or importlib.util.find_spec("triton") is None:
+        return TORCH
+    return compare(problem(rows, d_model, d_sae, k, device), torch.cuda.synchronize)
+
+
+def problem(rows: int, d_model: int, d_sae: int, k: int, device: str | torch.device) -> dict[str, tuple]:
+    """Made-up arguments of each kernel, by its name."""
+    from lensae.sae.kernels.active import Pattern
+
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    k = min(k, d_sae)
+    index_N = torch.randint(d_sae, (rows * k,), generator=generator).to(device)
+    pattern = Pattern(torch.arange(rows + 1, device=device) * k, index_N, d_sae)
+    rows_BD, W_FD, columns = normal(rows, d_model), normal(d_sae, d_model), pattern.columns
+    return {
+        "sum_rows": (rows_BD, columns.row_N, columns.indptr_F1, normal(rows * k)),
+        "products_at": (pattern.indptr_B1, index_N, rows_BD, W_FD),
+        "topk": (normal(min(rows, 512), d_sae), k),
+    }
+
+
+def compare(arguments: dict[str, tuple], synchronize: Callable[[], None] = lambda: None) -> Choice:
+    """The faster implementation of each kernel with these arguments, once a call of each has given the same."""
+    from lensae.sae.kernels import linear, on_triton, select
+
+    plain = {"sum_rows": linear.sum_rows, "products_at": linear.products, "topk": select.grouped_topk}
+    faster, seconds, refused = set(), {}, {}
+    for kernel, given in arguments.items():
+        both = {"torch": plain[kernel], "triton": getattr(on_triton, kernel)}
+        try:
+            refused |= _differs(kernel, given, *(call(*given) for call in both.values()))
+        except Exception as error:  # a compiler's errors have no common kind
+            refused[kernel] = f"{type(error).__name__}: {error}".splitlines()[0]
+        if kernel not in refused:
+            seconds[kernel] = {name: _seconds(lambda: call(*given), synchronize) for name, call in both.items()}  # noqa: B023
+            if seconds[kernel]["triton"] < seconds[kernel]["torch"]:
+                faster.add(kernel)
+    return Choice(frozenset(faster), seconds, refused)
+
+
+def _differs(kernel: str, given: tuple, expected, found) -> dict[str, str]:
+    if kernel == "topk":  # which of equal entries are taken may differ
+        both = ((value_BK, given[0].gather(1, index_BK)) for value_BK, index_BK in (expected, found))
+        expected, found = (torch.stack(pair).sort(dim=2).values for pair in both)
+    error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return {} if error <= TOLERANCE else {kernel: f"it differs by {error:.1e}"}
+
+
+def _seconds(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """The least time of a call."""
+    times = []
+    for _ in range(REPEATS):
+        synchronize()
+        began = time.perf_counter()
+        call()
+        synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)
