@@ -368,7 +368,7 @@ PLANTED = {
     "relu": ({"lr": 3e-3, "target_l0": 8}, 0.95),
     "tied-l1": ({"lr": 3e-3, "target_l0": 8}, 0.95),
     "gated": ({"lr": 3e-3, "target_l0": 8}, 0.95),
-    "jumprelu": ({"lr": 6e-3}, 0.95),
+    "jumprelu": ({"lr": 6e-3, "l0_weight": 1.0}, 0.95),
 }
 
 

@@ -189,3 +189,19 @@ def test_recipe_files(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             load_train(path)
+
+
+def test_features_scaled_by_decoder_norms_are_folded(tmp_path):
+    """SAELens trains TopK so: pre-activations times the decoder rows' norms are chosen from, and decoded over them."""
+    torch.manual_seed(2)
+    W_enc, W_dec, b_enc, b_dec = torch.randn(8, 30), torch.randn(30, 8), torch.randn(30), torch.randn(8)
+    cfg = checkpoint.config("topk", 8, 30, {}, k=4, rescale_acts_by_decoder_norm=True)
+    tensors = {"W_enc": W_enc, "W_dec": W_dec, "b_enc": b_enc, "b_dec": b_dec}
+    checkpoint.save(tmp_path / "sae", SAE(cfg, tensors))
+    sae, x, norm = checkpoint.load(tmp_path / "sae"), torch.randn(50, 8), W_dec.norm(dim=1)
+    expected = functional.topk(((x - b_dec) @ W_enc + b_enc) * norm, 4)
+    plain = functional.topk((x - b_dec) @ W_enc + b_enc, 4)
+    assert not torch.equal(expected > 0, plain > 0)
+    torch.testing.assert_close(sae.encode(x), expected)
+    torch.testing.assert_close(sae.decode(sae.encode(x)), (expected / norm) @ W_dec + b_dec)
+    assert sae.cfg["rescale_acts_by_decoder_norm"] is False

@@ -52,7 +52,8 @@ def save(folder: Path | None, sae: SAE, world: World = ALONE) -> None:
 
 
 def load(folder: Path) -> SAE:
-    """Read an SAE; raises UserError for an architecture we do not run and DamagedError for files that do not fit."""
+    """Read an SAE; the norms of its decoder's rows are folded into its features where those are meant to be scaled by
+    them. Raises UserError for an architecture we do not run and DamagedError for files that do not fit."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -66,7 +67,16 @@ def load(folder: Path) -> SAE:
     for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise DamagedError(f"{folder / WEIGHTS}: {name} is missing or not of shape {shape}")
-    return SAE(cfg, {name: tensors[name].to(torch.float32) for name in expected})
+    sae = SAE(cfg, {name: tensors[name].to(torch.float32) for name in expected})
+    return _folded(sae) if cfg.get("rescale_acts_by_decoder_norm") else sae
+
+
+def _folded(sae: SAE) -> SAE:
+    """The same SAE with a decoder of unit rows, which needs no scaling."""
+    norm_F = sae.W_dec.norm(dim=1).clamp(min=1e-12)
+    tensors = {"W_enc": sae.tensors["W_enc"] * norm_F, "b_enc": sae.tensors["b_enc"] * norm_F}
+    tensors["W_dec"] = sae.W_dec / norm_F[:, None]
+    return SAE(sae.cfg | {"rescale_acts_by_decoder_norm": False}, sae.tensors | tensors)
 
 
 def _shapes(cfg: dict) -> dict[str, tuple[int, ...]]:
@@ -83,5 +93,5 @@ def _check(cfg: dict, folder: Path) -> None:
     if cfg.get("architecture") not in ENCODERS:
         known = ", ".join(ENCODERS)
         raise UserError(f"{folder}: architecture '{cfg.get('architecture')}' is not one of {known}")
-    if cfg.get("normalize_activations", "none") != "none" or cfg.get("rescale_acts_by_decoder_norm"):
+    if cfg.get("normalize_activations", "none") != "none":
         raise UserError(f"{folder}: fold its normalisation into the weights first", "lensae reads folded SAEs")

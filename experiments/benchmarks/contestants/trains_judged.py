@@ -16,6 +16,7 @@ from lensae.sae import checkpoint, evaluate
 from lensae.stages import losses, reconstruction
 from lensae.stages.models import load_model_of
 from lensae.stages.progress import Silent
+from lensae.store import pairs
 
 RESAMPLES, LEVEL = 2000, 0.95
 
@@ -33,7 +34,7 @@ def judge(folders: dict[tuple, Path], rows: Rows, tokens: int) -> dict[tuple, Ju
     """Every SAE of `folders` on the held-out documents, the losses on about `tokens` tokens of them."""
     saes = {key: checkpoint.load(folder) for key, folder in folders.items()}
     with rows.reader() as (reader, heldout):
-        held = reconstruction.hold_out(reader, heldout)
+        held = reconstruction.hold_out(pairs.Rows(reader, heldout))
         systems = {key: reconstruction.of_sae(str(key), "", sae, "cpu") for key, sae in saes.items()}
         scored = {key: reconstruction.score(held, system, "cpu", Silent()) for key, system in systems.items()}
         model = load_model_of(reader.entry, [reader.entry.manifest["hook"]])
