@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lensae.recipe import TrainRecipe
-from lensae.stages.ranks import trained_together
+from lensae.stages.ranks import leave, trained_together
 from lensae.stages.train import train_all
 from lensae.stages.training_data import open_data
 
@@ -35,3 +35,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

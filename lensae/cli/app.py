@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
 from lensae.errors import Elsewhere, LensaeError, UserError
-from lensae.stages.ranks import current
+from lensae.stages.ranks import current, leave
 
 LAST_WORDS_S = 20.0  # that a process which has nothing to tell leaves to the one that has
 
@@ -89,6 +89,10 @@ def main() -> None:
     """Run the command line; every error becomes a line or two on stderr and an exit status."""
     try:
         app()
+    except SystemExit as end:
+        if current().world > 1 and not end.code:
+            leave()
+        raise
     except LensaeError as error:
         if isinstance(error, Elsewhere | UserError | Interrupted) and not current().first:
             _leave(error)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from lensae.sae.world import World
@@ -48,6 +49,16 @@ def current() -> Ranks:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     rank, world, local = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0), strict=True))
     return Ranks(rank, world, local)
+
+
+def leave() -> NoReturn:
+    """End this process, one of several that are done, at once.
+
+    A thread of torch.distributed that asks for the interpreter while it is being taken down would abort the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -32,9 +32,9 @@ class Results:
 
     def __init__(self, path: Path, about: dict):
         facts = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-        self.path, about = path, facts | about
+        self.path, self.about = path, facts | about
         found = json.loads(path.read_text()) if path.is_file() else {}
-        self.found = found if found.get("about") == about else {"about": about}
+        self.found = found if found.get("about") == self.about else {"about": self.about}
 
     def note(self, part: str, rows: list[dict]) -> None:
         """Take lines in, in place of those of the same name."""
@@ -97,7 +97,7 @@ def write_quality(results: Results, path: Path) -> None:
         figures = f"{kept} | {in_training(results, line):.4f} | {recovered}"
         l0 = f"{line['l0']:.1f}{' (off k)' if line['off_k'] else ''}"
         lr = f"{line['lr']:.1e} (x {line['lr_factor']:.2g})"
-        text.append(f"| {line['family']} | {line['contestant']} | {figures} | {l0} | {line['dead_share']:.1%} | {lr} |")
+        text.append(f"| {line['family']} | {line['contestant']} | {figures} | {l0} | {line['dead_share']:.2%} | {lr} |")
     text.append("\n| family | lensae less the best other tool in | difference | of |\n|---|---|---|---|")
     for line in lines:
         for figure in COMPARED:
