@@ -54,7 +54,7 @@ def current() -> Ranks:
 def leave() -> NoReturn:
     """End this process, one of several that are done, at once.
 
-    A thread of torch.distributed that asks for the interpreter while it is being taken down would abort the process.
+    Taking the interpreter down while threads of torch.distributed are about has aborted such a process.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -12,8 +12,7 @@ def target_of(reader: SetReader, sae_entry: SaeEntry, cfg: dict) -> SetReader | 
     """The set that a transcoder predicts (the SAELens layout names an output width for transcoders only), or None.
 
     It is the one that its training names; with another set than it was trained on, the one at its output hook beside
-    that. Raises UserError when
-    there is none, when it does not fit the transcoder, or does not hold the same tokens.
+    that. Raises UserError when there is none, when it does not fit the transcoder, or does not hold the same tokens.
     """
     if "d_out" not in cfg:
         return None
