@@ -44,7 +44,7 @@ class TrainRecipe:
     decay: float = 0.2
     patience: int = 3
     heldout: float = 0.1
-    aux: float = 1 / 32
+    aux: float | None = None
     resample: int = 0
     average: float = 0.0
     encoder_dtype: str = "float32"
@@ -60,8 +60,9 @@ class TrainRecipe:
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} cannot be {value}", "it must be more than 0")
         for name in ("warmup", "decay", "heldout", "aux", "average"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} cannot be {getattr(self, name)}", "a share from 0 up to 1")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"{name} cannot be {value}", "a share from 0 up to 1")
         if self.resample < 0:
             raise UserError(f"resample cannot be {self.resample}", "0 or more")
         if self.encoder_dtype not in ENCODER_DTYPES:

@@ -144,3 +144,23 @@ def use_trained(trained, monkeypatch) -> Path:
     """The trained store as the current one."""
     monkeypatch.setenv("LENSAE_STORE", str(trained))
     return trained
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch computes in one thread, so that sums have one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def toy(store) -> Path:
+    """A store with one made-up set of 1,000 rows."""
+    from helpers import HOOK, write_set
+    from toys import made
+
+    return write_set(store / "toy" / HOOK, made(), dtype="float32", shard_rows=300)

@@ -1,7 +1,10 @@
-"""Documents made up for tests of the store."""
+"""Documents made up for tests of the store, and commands in a process of their own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from lensae.records import CapturedDocument
 from lensae.store.writer import SetWriter, header
 
+ROOT = Path(__file__).resolve().parents[1]
 HOOK = "blocks.1.hook_resid_post"
 MODEL = {"name": "toy", "path": "", "weights_sha256": "w", "tokenizer_sha256": "t"}
 
@@ -74,3 +78,14 @@ def like_one_shot(found: dict, x, x_hat, fires) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
+
+
+def shell(*arguments: object, **environment: object) -> subprocess.CompletedProcess:
+    """A command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "main.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **{k: str(v) for k, v in environment.items()}},
+    )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import HOOK, write_set
 from safetensors.numpy import load_file
-from test_training import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
+from toys import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
 
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels

@@ -103,7 +103,7 @@ def test_every_family_in_training_and_not_in_evaluation(arch, monkeypatch):
     features differ."""
     asked = []
     blocks = kernels.encode._blocks
-    monkeypatch.setattr(kernels.encode, "_blocks", lambda *a: (asked.append(a[4] if a[4:] else None), blocks(*a))[1])
+    monkeypatch.setattr(kernels.encode, "_blocks", lambda *a: (asked.append(a[3] if a[3:] else None), blocks(*a))[1])
     found = []
     for dtype in ("float32", "bfloat16"):
         trainer, x_BD = trainer_of(arch, dtype)

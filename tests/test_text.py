@@ -33,6 +33,16 @@ def test_spans_cut_the_text_into_its_tokens(text, words):
 
 
 @RELAXED
+@given(st.text(max_size=60), st.lists(st.integers(0, 300), max_size=30))
+def test_tokens_cut_on_their_own_are_those_cut_in_context(text, words, drawn):
+    """Whether they come from a text or are any tokens at all."""
+    for ids in (text.encode(words), drawn, [text.bos_id, *drawn]):
+        found, plain = text.spans(ids), text.spans_in_context(ids)
+        assert found[0] == plain[0]
+        assert [one.tolist() for one in found[1:]] == [one.tolist() for one in plain[1:]]
+
+
+@RELAXED
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60))
 def test_valid_text_comes_back_unchanged(text, words):
     assert text.spans(text.encode(words))[0] == words
@@ -92,6 +102,7 @@ def test_sentencepiece_style_spaces():
     whole, start, end = text.spans([0, 1, 2, 3, 5, 1])
     assert whole == "the trams. the"
     assert [whole[s:e] for s, e in zip(start, end, strict=True)] == ["", "the", " tram", "s", ".", " the"]
+    assert text.spans([2])[0] == "tram" and text.spans([0, 2])[2].tolist() == [0, 4]
 
 
 def test_long_texts_keep_their_spans(text):

@@ -9,6 +9,7 @@ import numpy as np
 
 from lensae.errors import UserError
 
+REPLACEMENT = "\ufffd"  # what stands for bytes that are no character
 PIECE_CHARACTERS = 1_000_000
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
@@ -18,6 +19,8 @@ class Text:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
+        self._decode = _raw_decoder(tokenizer)
+        self._alone = _Alone(self._decode)
         self.special_ids = self._find_special_ids()
         self.bos_id = self._find_bos()
         self.eos_ids = {tokenizer.eos_token_id} - {None}
@@ -84,15 +87,30 @@ class Text:
         BOS in front belongs to the model's input and not to the text: its span is empty.
         """
         first = int(bool(len(ids)) and ids[0] == self.bos_id)
-        decode = _raw_decoder(self.tokenizer)
+        pieces = self._pieces_alone(ids[first:])
+        if pieces is None:
+            return self.spans_in_context(ids)
+        end = np.zeros(len(ids), np.int32)
+        np.cumsum(np.fromiter(map(len, pieces), np.int32, len(pieces)), out=end[first:])
+        return "".join(pieces), np.concatenate([np.zeros(1, np.int32), end])[: len(ids)], end
+
+    def _pieces_alone(self, ids: Sequence[int]) -> list[str] | None:
+        """Each token's text on its own, where they come to the text of all; None where a token needs its neighbours."""
+        pieces = [self._alone[i] for i in ids]
+        text = "".join(pieces)
+        return None if REPLACEMENT in text or text != self._decode(list(ids)) else pieces
+
+    def spans_in_context(self, ids: Sequence[int]) -> tuple[str, np.ndarray, np.ndarray]:
+        """The same for every vocabulary, decoding each token together with the one before it."""
+        first = int(bool(len(ids)) and ids[0] == self.bos_id)
         start, end = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.int32)
         pieces, length, known, done = [], 0, first, first
         # known..done is a window of tokens whose text is settled: decoding from `known` gives the next tokens
         # the context (leading spaces, joined bytes) that they have in the whole.
         for i in range(first, len(ids)):
-            before = decode(ids[known:done])
-            now = decode(ids[known : i + 1])
-            if now.endswith("\ufffd") and i + 1 < len(ids) and i - done < 8:
+            before = self._decode(ids[known:done])
+            now = self._decode(ids[known : i + 1])
+            if now.endswith(REPLACEMENT) and i + 1 < len(ids) and i - done < 8:
                 continue
             piece = now[len(before) :]
             start[done : i + 1], end[done : i + 1] = length, length + len(piece)
@@ -100,6 +118,18 @@ class Text:
             length += len(piece)
             known, done = done, i + 1
         return "".join(pieces), start, end
+
+
+class _Alone(dict):
+    """The text of each token that was ever asked for, on its own."""
+
+    def __init__(self, decode):
+        super().__init__()
+        self.decode = decode
+
+    def __missing__(self, token: int) -> str:
+        self[token] = text = self.decode([token])
+        return text
 
 
 def _raw_decoder(tokenizer):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from lensae.allocation import keep_freed_memory
@@ -22,7 +23,7 @@ from lensae.sae.base import SAE
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.functional import norm_scale
 from lensae.sae.lane import Lane, Measured
-from lensae.sae.measure import Batch, agreement, measure_all, tensors
+from lensae.sae.measure import Batch, agreement, measure_all, strengths, tensors
 from lensae.sae.plan import Plan
 from lensae.sae.world import ALONE, World
 
@@ -41,6 +42,7 @@ class Fit:
     heldout: Reconstruction | None = None
     stopped: str = "finished"
     seconds: float = 0.0
+    strengths: tuple[np.ndarray, int] | None = None  # counts of activations by size, and of zeros
     agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
 
     def sae(self, metadata: dict) -> SAE:
@@ -190,8 +192,9 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     with lane.own_random():
         lane.trainer.calibrate(lambda: (tensors(b, lane.device)[0] * lane.scales[0] for b in heldout_rows()))
     [(found, _loss)] = measure_all([lane], heldout_rows())
+    fired = strengths(lane.trainer, heldout_rows(), *lane.scales)
     alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
-    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, alike)
+    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, fired, alike)
 
 
 class _Keeper:

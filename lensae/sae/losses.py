@@ -1,10 +1,11 @@
 """Parts of the loss that several families share.
 
-Shapes: B rows, D d_model, F features.
+Shapes: B rows, D d_model, F features, R some of them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +16,12 @@ from lensae.sae.world import ALONE, World
 if TYPE_CHECKING:
     from lensae.sae.training import Coder
 
-# Entries of the dead features' pre-activations that one auxiliary loss looks at: it takes as many rows as that allows.
-# Eight times as many make a step of topk a tenth longer and end no better (topk, batchtopk, 65 steps, F 4608).
-AUX_ENTRIES = 2**18
+# Entries of the dead features' pre-activations that one auxiliary loss looks at: it takes about as many rows as that
+# allows. More make a step longer and end no better (topk, batchtopk, 65 steps, F 4608); half as many leave more dead.
+AUX_ENTRIES = 2**16
+# It looks at multiples of so many features, and at powers of two of rows: oneDNN makes a new product for every shape,
+# which takes longer than these products themselves.
+STEP = 64
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -35,10 +39,26 @@ class _SquaredDistance(torch.autograd.Function):
         return None, difference_BD * (2 * grad_B[:, None])
 
 
+class _Some(torch.autograd.Function):
+    """Rows of a matrix; their gradient says nothing of the others, so that it costs what they do."""
+
+    @staticmethod
+    def forward(ctx, W_FD, index_R):
+        ctx.save_for_backward(index_R)
+        ctx.shape = W_FD.shape
+        return W_FD.index_select(0, index_R)
+
+    @staticmethod
+    def backward(ctx, grad_RD):
+        [index_R] = ctx.saved_tensors
+        found = (index_R[None], grad_RD, ctx.shape)
+        return torch.sparse_coo_tensor(*found, is_coalesced=True, check_invariants=False), None
+
+
 def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, world: World = ALONE) -> torch.Tensor:
     """Mean squared error over the variance of the whole batch: 1 less the share of variance explained."""
-    spread_B = torch.linalg.vector_norm(x_BD - world.mean(x_BD), dim=-1).square()
-    return world.mean(_SquaredDistance.apply(x_BD, x_hat_BD)) / world.mean(spread_B).clamp(min=1e-12)
+    spread = world.mean(torch.linalg.vector_norm(x_BD, dim=-1).square()) - world.mean(x_BD).square().sum()
+    return world.mean(_SquaredDistance.apply(x_BD, x_hat_BD)) / spread.clamp(min=1e-12)
 
 
 def aux_loss(coder: Coder, x_BD: torch.Tensor, target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
@@ -47,18 +67,20 @@ def aux_loss(coder: Coder, x_BD: torch.Tensor, target_BD: torch.Tensor, x_hat_BD
 
     It is estimated on the first rows when there are many dead features.
     """
-    dead = coder.dead.mask_F.nonzero().view(-1)
-    world = coder.world
-    count = world.features(len(dead))
+    world, silent_F = coder.world, coder.dead.silent_F
+    here = int(coder.dead.mask_F.sum())
+    count = world.features(here)
     if not count:
         return x_BD.new_zeros(())
-    rows = world.own(max(64, AUX_ENTRIES // count))
+    rows = world.own(2 ** math.ceil(math.log2(max(64, AUX_ENTRIES / count))))
+    index_R = silent_F.topk(min(len(silent_F), math.ceil(here / STEP) * STEP)).indices.sort().values
     shift_D, W_FD, b_F = coder.encoder()
-    pre = torch.addmm(b_F[dead], x_BD[:rows] - shift_D, W_FD[dead].T)
+    pre_BR = torch.addmm(b_F[index_R], x_BD[:rows] - shift_D, _Some.apply(W_FD, index_R).T)
+    pre_BR = pre_BR.relu() * coder.dead.mask_F[index_R]
     k = min(coder.d_model // 2 or 1, count)
     if k < count:
-        best = pre.detach().topk(min(k, len(dead)), dim=1).values
-        pre = pre * (pre >= kernels.kth_largest(best, k, world))
-    error = target_BD[:rows] - x_hat_BD[:rows]
-    left = world.mean((error - world.over_features(pre.relu() @ coder.W_dec[dead])).square().sum(-1))
-    return torch.nan_to_num(left / world.mean(error.square().sum(-1)))
+        best_BK = pre_BR.detach().topk(min(k, len(index_R)), dim=1).values
+        pre_BR = pre_BR * (pre_BR >= kernels.kth_largest(best_BK, k, world))
+    error_BD = target_BD[:rows] - x_hat_BD[:rows]
+    left_BD = error_BD - world.over_features(pre_BR @ _Some.apply(coder.W_dec, index_R))
+    return torch.nan_to_num(world.mean(left_BD.square().sum(-1)) / world.mean(error_BD.square().sum(-1)))

@@ -13,10 +13,11 @@ import torch
 
 from lensae.errors import LensaeError
 from lensae.sae.evaluate import Accumulator, Reconstruction
+from lensae.sae.histogram import counted
 from lensae.sae.lane import Lane
 from lensae.sae.world import World
 
-AGREEMENT_ROWS = 16384
+SAMPLE_ROWS = 16384  # of held-out rows, for what needs no more
 Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
@@ -71,6 +72,23 @@ def _measure(
 
 
 @torch.no_grad()
+def strengths(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> tuple[np.ndarray, int]:
+    """Counts of activations by size, as the saved SAE gives them (lensae.sae.histogram), and how many are zero, on
+    held-out rows."""
+    trainer.eval()
+    counts, seen = torch.from_numpy(counted(np.empty(0))), 0
+    for rows in (tensors(batch, trainer.W_dec.device) for batch in batches):
+        features = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True))).features
+        value = trainer.as_saved(features) / scales[-1]
+        counts += torch.from_numpy(counted(value[value > 0].cpu().numpy()))
+        seen += len(rows[0])
+        if seen >= SAMPLE_ROWS:
+            break
+    counts = trainer.world.over_features(counts)
+    return counts.numpy(), seen * trainer.d_sae - int(counts.sum())
+
+
+@torch.no_grad()
 def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> float | None:
     """The share of features that fire on held-out rows whichever precision selects them, that of the training or that
     of the rows (of the larger number of the two); None for a training in the precision of the rows."""
@@ -87,7 +105,7 @@ def agreement(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float
         both = int(torch.isin(found_N, exact_N, assume_unique=True).sum())
         counts += torch.tensor([both, len(found_N), len(exact_N)])
         seen += len(rows[0])
-        if seen >= AGREEMENT_ROWS:
+        if seen >= SAMPLE_ROWS:
             break
     both, *each = trainer.world.over_features(counts).tolist()
     return both / max(*each, 1)

@@ -82,7 +82,10 @@ class Part(nn.Module):
     def clip_gradients(self, most: float) -> None:
         """Scale all gradients by one factor, so that their norm over all processes is at most `most`."""
         if not self.world.features_divided:
-            nn.utils.clip_grad_norm_(self.parameters(), most)
+            grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(grads)
+            if norm > most:  # else their memory need not be gone through
+                nn.utils.clip_grads_with_norm_(self.parameters(), most, norm)
             return
         own = shared = torch.zeros(())
         for name, parameter in self.named_parameters():

@@ -9,11 +9,9 @@ import math
 
 import torch
 
-from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.training import Coder
-from lensae.sae.world import ALONE, World
 
 
 class L1Coder(Coder):
@@ -27,21 +25,14 @@ class L1Coder(Coder):
     hints = ("density",)
     shared = (*Coder.shared, "log_l1")
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        if recipe.target_l0 and recipe.target_l0 > d_sae:
-            raise UserError(
-                f"an L0 of {recipe.target_l0:g} is more than the {d_sae} features there are", "raise --width"
-            )
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
-        self.register_buffer("log_l1", torch.tensor(math.log(recipe.l1)))
+    def check(self) -> None:
+        """Raise UserError when there are fewer features than are to be active."""
+        target = self.recipe.target_l0 or 0
+        self.need(target, f"an L0 of {target:g}")
+
+    def extend(self) -> None:
+        """The penalty's weight."""
+        self.register_buffer("log_l1", torch.tensor(math.log(self.recipe.l1)))
         self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
 
     @classmethod

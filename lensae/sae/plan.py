@@ -17,6 +17,7 @@ SHORT_STEPS = 200
 # variance is left unexplained than with the usual 0.9, 0.999 and a tenth, and 0.0 and 0.2 % of the features die, not 10
 # and 23 %.
 SHORT = (6e-3, 0.7, 0.95, 100)
+SHORT_AUX = 1 / 16  # the weight of AuxK there: with the usual 1/32 a few features more die
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
 MEASURED = 10  # times, at least, in a training that has as many steps
 WIDTHS = ((3_000_000, 16), (300_000, 8), (0, 4))  # training rows from which on an SAE is so wide
@@ -70,7 +71,10 @@ def complete(recipe: TrainRecipe, rows: int, d_model: int) -> TrainRecipe:
     width = recipe.width or _width(rows, d_model)
     k = recipe.k or max(1, min(32, round(width * d_model) // 2))
     batch = recipe.batch or (4096 if rows >= LARGE_BATCH_ROWS else 2048)
-    return dataclasses.replace(recipe, width=width, k=k, batch=batch)
+    whole = dataclasses.replace(recipe, width=width, k=k, batch=batch)
+    if whole.aux is None and make_plan(whole, rows, d_model).steps < SHORT_STEPS:
+        return dataclasses.replace(whole, aux=SHORT_AUX)
+    return whole
 
 
 def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
@@ -81,7 +85,8 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     and below SHORT_STEPS steps 6e-3, with a shorter memory of past gradients. Dead means silent for a tenth of the
     budget (a hundredth of such a short one), at most ten million tokens.
     """
-    recipe = complete(recipe, rows, d_model)
+    if None in (recipe.width, recipe.k, recipe.batch):
+        recipe = complete(recipe, rows, d_model)
     d_sae = max(1, round(recipe.width * d_model))
     batch = min(recipe.batch, max(1, rows // LEAST_STEPS))
     wanted = recipe.tokens or (SMALL_BUDGET_TOKENS if recipe.epochs is None else rows * recipe.epochs)

@@ -19,6 +19,7 @@ from lensae.sae.base import SAE
 from lensae.sae.part import BLOCK, Part, random_rows
 from lensae.sae.world import ALONE, World
 
+AUX = 1 / 32  # Gao et al. 2024
 # Held-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
@@ -56,7 +57,8 @@ class DeadFeatures(nn.Module):
 
 
 class Coder(Part):
-    """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`.
+    """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`,
+    and where it needs them `check` and `extend`.
 
     Rows reach it normalised. With `d_out` it is a transcoder (Dunefsky et al. 2024): it predicts `target_BD` rows of
     that width, and what is subtracted from its input is the input's own centre, which stays fixed.
@@ -81,6 +83,8 @@ class Coder(Part):
     ):
         super().__init__(d_sae, world)
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
+        self.check()
+        self.aux = AUX if recipe.aux is None else recipe.aux  # the weight of AuxK
         self.progress = 1.0  # share of the training that is done, set by the loop
         # The precision of the product that selects features, where it is not that of the rows: in training alone.
         self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
@@ -94,6 +98,18 @@ class Coder(Part):
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
         self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
         self.dead = DeadFeatures(len(rows_FD), dead_window)
+        self.extend()
+
+    def check(self) -> None:
+        """Raise UserError for a recipe that the family cannot follow."""
+
+    def need(self, active: float, called: str) -> None:
+        """Raise UserError when there are fewer features than these."""
+        if active > self.d_sae:
+            raise UserError(f"{called} is more than the {self.d_sae} features there are", "raise --width, or lower it")
+
+    def extend(self) -> None:
+        """Add the parameters and buffers that only this family has."""
 
     def train(self, mode: bool = True) -> Coder:
         """Training or evaluation; the latter selects features in the precision of the rows."""
@@ -190,6 +206,10 @@ class Coder(Part):
     def encoder(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """shift, W (F, D) and b (F,) of the pre-activations."""
         return self.shift_D, self.W_enc_FD, self.b_enc
+
+    def as_saved(self, features: kernels.Features) -> torch.Tensor:
+        """The features' values as those of the saved SAE are, whose decoder has rows of unit norm."""
+        return features.value if self.keeps_unit_rows else features.value * features.each(self.W_dec.norm(dim=1))
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The saved tensors but for the encoder's and decoder's weights and b_dec: biases and thresholds."""

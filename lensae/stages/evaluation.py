@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lensae.sae.bootstrap import LEVEL, RESAMPLES
-from lensae.stages.reconstruction import EDGES
+from lensae.sae.histogram import EDGES
 
 SEED = 0
 # Bins of the histograms of density (steps of 10^(1/12)) and of cosines.

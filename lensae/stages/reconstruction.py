@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lensae.records import StoredDocument
+from lensae.sae.histogram import counted
 from lensae.stages.progress import Progress
 from lensae.store.pairs import Rows
 from lensae.store.reader import group_of
 
-# Bins of the activation histogram: steps of a factor 2^(1/8) from 2^-8 to 2^16.
-EDGES = 2.0 ** np.linspace(-8, 16, 193)
 BASELINE_ROWS = 100_000
 BATCH_ROWS, FEATURES_AT_ONCE = 2048, 2**26
 
@@ -98,14 +97,14 @@ def score(held: HeldOut, system: System, device: str, progress: Progress) -> Sco
     from lensae.model.precision import fast_matmul
     from lensae.sae import evaluate as metrics
 
-    total, counts = metrics.Accumulator(held.rows.width, system.d_sae), np.zeros(len(EDGES) - 1, np.int64)
+    total, counts = metrics.Accumulator(held.rows.width, system.d_sae), counted(np.empty(0))
     sums_GS, mean_O = torch.zeros(held.groups, 5, dtype=torch.float64), torch.from_numpy(held.mean_O)
     with torch.inference_mode(), fast_matmul():
         for x_BD, y_BO, group_B in held.batches(batch_rows(system.d_sae)):
             y_BO = torch.from_numpy(y_BO)
             y_hat_BO, features_BF = system.run(torch.from_numpy(x_BD).to(device)) if system.run else (y_BO, None)
             count_F, active_B, fired = _firing(features_BF, len(x_BD), system.d_sae)
-            counts += np.histogram(np.clip(fired, EDGES[0], EDGES[-1]), EDGES)[0]
+            counts += counted(fired)
             total.add(y_BO, y_hat_BO, count_F)
             rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, mean_O)
             sums_GS.index_add_(0, torch.from_numpy(group_B), rows_BS)

@@ -1,10 +1,10 @@
-"""The course of a training as a PNG."""
+"""The course of a training, and what came of it, as PNGs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lensae.views.figures import save
+from lensae.views.figures import activations, density, save
 
 PANELS = (
     ("loss", "loss in training"),
@@ -15,6 +15,16 @@ PANELS = (
 
 
 def of_training(report) -> list[Path]:
+    """The pictures beside a trained SAE: its course, how often its features fire and how strongly."""
+    folder, fit = report.sae.path / "figures", report.fit
+    return [
+        course(report),
+        density(fit.heldout.density.numpy(), folder / "density.png"),
+        activations(*fit.strengths, folder / "activations.png"),
+    ]
+
+
+def course(report) -> Path:
     """Loss, explained variance, L0 and dead features over tokens, `figures/training.png` beside the SAE."""
     import matplotlib
 
@@ -38,4 +48,4 @@ def of_training(report) -> list[Path]:
     rows[-1].set_xlabel("training tokens")
     rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.align_ylabels()
-    return [save(figure, report.sae.path / "figures" / "training.png")]
+    return save(figure, report.sae.path / "figures" / "training.png")

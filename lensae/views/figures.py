@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lensae.paths import experiments_root, safe_name
-from lensae.stages.reconstruction import EDGES
+from lensae.sae.histogram import EDGES
 
 
 def _axes(title: str, x: str, y: str):

@@ -160,7 +160,7 @@ def show(console, report, next_step: bool = True) -> None:
         )
     console.print(f"[dim]in[/] {report.sae.path}", soft_wrap=True)
     for path in of_training(report):
-        console.print(f"[dim]curves[/] {path}", soft_wrap=True)
+        console.print(f"[dim]figure[/] {path}", soft_wrap=True)
     if next_step:
         console.print("[dim]next:[/] python main.py evaluate, python main.py index")
 

@@ -15,6 +15,7 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
     before_step()          what the gradients need (removing what is parallel to a unit-norm row)
     after_step()           what the parameters need (unit norm)
     calibrate(batches)     what can only be chosen after training, from a function that gives held-out rows
+    as_saved(features)     the features' values as those of the saved SAE are
     sae(scale, metadata, target_scale)   the trained SAE for raw activations, when rows were multiplied by `scale`
 
 `lensae.sae.training.Coder` has all of them but `forward`. Without target rows the rows themselves are the target; with

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from lensae.errors import LensaeError, UserError
-from lensae.recipe import TrainRecipe
+from lensae.errors import LensaeError
 from lensae.sae import kernels
 from lensae.sae.base import SAE
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
-from lensae.sae.world import ALONE, World
 
 
 class Trainer(Coder):
@@ -28,19 +26,13 @@ class Trainer(Coder):
     hints = ("guess",)
     shared = (*Coder.shared, "threshold")
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        if recipe.k > d_sae:
-            raise UserError(f"k = {recipe.k} is more than the {d_sae} features there are", "lower --k or raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
-        self.register_buffer("threshold", torch.tensor(0.0))  # 0 until it is calibrated
+    def check(self) -> None:
+        """Raise UserError when there are fewer features than are to be active."""
+        self.need(self.recipe.k, f"k = {self.recipe.k}")
+
+    def extend(self) -> None:
+        """The threshold, 0 until it is calibrated, and what helps to find the next batch's features."""
+        self.register_buffer("threshold", torch.tensor(0.0))
         self.guess: float | None = None  # near the next batch's least feature: for speed alone
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
@@ -51,7 +43,7 @@ class Trainer(Coder):
         losses = {"mse": mse}
         if self.training:
             self.saw(features)
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
+            losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     def reconstruct(self, features: kernels.Features, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
-from lensae.sae.world import ALONE, World
 
 
 class Trainer(L1Coder):
@@ -29,16 +27,9 @@ class Trainer(L1Coder):
 
     saved_as = "gated"
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
+    def extend(self) -> None:
+        """The magnitude's own bias and logarithmic scale."""
+        super().extend()
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
         self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 

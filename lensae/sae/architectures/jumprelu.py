@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
-from lensae.sae.world import ALONE, World
 
 
 class Jump(torch.autograd.Function):
@@ -63,22 +61,19 @@ class Trainer(Coder):
     saved_as = "jumprelu"
     hints = ("density",)
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        target = recipe.target_l0 or recipe.k
-        if target > d_sae:
-            raise UserError(f"an L0 of {target:g} is more than the {d_sae} features there are", "raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
-        self.target = target
+    def check(self) -> None:
+        """Raise UserError when there are fewer features than are to be active."""
+        self.need(self.target, f"an L0 of {self.target:g}")
+
+    def extend(self) -> None:
+        """The logarithmic thresholds."""
         self.log_threshold = nn.Parameter(torch.zeros_like(self.b_enc))
         self.density = 0.0
+
+    @property
+    def target(self) -> float:
+        """The L0 aimed at."""
+        return self.recipe.target_l0 or self.recipe.k
 
     @classmethod
     def sparsity(cls, recipe: TrainRecipe) -> str:
@@ -111,7 +106,7 @@ class Trainer(Coder):
         losses = {"mse": unexplained(target_BD, x_hat_BD, self.world), "l0": weight * (l0 / self.target - 1).square()}
         if self.training:
             self.saw(features)
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
+            losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class Trainer(L1Coder):
         pre = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         features = pre.of(pre.value.relu())
         x_hat_BD = self.decode(features)
-        total = self.per_row(features.value * features.each(self.W_dec.norm(dim=1)), len(x_BD))
+        total = self.per_row(self.as_saved(features), len(x_BD))
         return Step(
             x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
         )

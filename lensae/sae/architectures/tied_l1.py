@@ -10,36 +10,31 @@ from __future__ import annotations
 import torch
 
 from lensae.errors import UserError
-from lensae.recipe import TrainRecipe
 from lensae.sae import functional, kernels
 from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
-from lensae.sae.world import ALONE, World
 
 
 class Trainer(L1Coder):
     """Loss: mean squared error over the batch's variance, plus `recipe.l1` times the mean over the batch of the
     features' sum over sqrt(D) (the rows have a mean norm of sqrt(D), so the weight does not depend on the model)."""
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        if d_out not in (None, d_model):
+    def check(self) -> None:
+        """Raise UserError also when inputs and targets differ in width."""
+        super().check()
+        if self.d_out not in (None, self.d_model):
             raise UserError(
-                f"tied-l1 cannot predict rows of width {d_out} from rows of width {d_model}",
+                f"tied-l1 cannot predict rows of width {self.d_out} from rows of width {self.d_model}",
                 "its one matrix is encoder and decoder; choose another --arch",
             )
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
+
+    def extend(self) -> None:
+        """One matrix for both, and a centre that does not learn."""
+        super().extend()
         self.W_enc_FD = self.W_dec
         del self.b_dec
-        self.register_buffer("b_dec", torch.zeros(d_model))
+        self.register_buffer("b_dec", torch.zeros(self.d_model))
 
     @torch.no_grad()
     def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from lensae.errors import UserError
-from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
 from lensae.sae.base import SAE
 from lensae.sae.losses import aux_loss, unexplained
 from lensae.sae.training import Coder, Step
-from lensae.sae.world import ALONE, World
 
 
 class Trainer(Coder):
@@ -23,18 +20,9 @@ class Trainer(Coder):
 
     saved_as = "topk"
 
-    def __init__(
-        self,
-        d_model: int,
-        d_sae: int,
-        recipe: TrainRecipe,
-        dead_window: int,
-        d_out: int | None = None,
-        world: World = ALONE,
-    ):
-        if recipe.k > d_sae:
-            raise UserError(f"k = {recipe.k} is more than the {d_sae} features there are", "lower --k or raise --width")
-        super().__init__(d_model, d_sae, recipe, dead_window, d_out, world)
+    def check(self) -> None:
+        """Raise UserError when there are fewer features than are to be active."""
+        self.need(self.recipe.k, f"k = {self.recipe.k}")
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
@@ -44,7 +32,7 @@ class Trainer(Coder):
         losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
         if self.training:
             self.saw(features)
-            losses["aux"] = self.recipe.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
+            losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:

@@ -56,46 +56,45 @@ def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tens
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value_N, W_FD, pattern: Pattern):
+    def forward(ctx, value_N, W_FD, b_D, pattern: Pattern):
         ctx.pattern = pattern
         ctx.save_for_backward(value_N, W_FD)
-        return _sum_rows(W_FD, pattern.index_N, pattern.indptr_B1, value_N)
+        x_hat_BD = _sum_rows(W_FD, pattern.index_N, pattern.indptr_B1, value_N)
+        return x_hat_BD if b_D is None else x_hat_BD.add_(b_D)
 
     @staticmethod
     def backward(ctx, grad_BD):
         value_N, W_FD = ctx.saved_tensors
-        needs_value, needs_weight, _pattern = ctx.needs_input_grad
+        needs_value, needs_weight, needs_bias, _pattern = ctx.needs_input_grad
         grad_N = products_at(ctx.pattern, grad_BD, W_FD) if needs_value else None
         grad_FD = scatter_gradient(ctx.pattern, value_N, grad_BD) if needs_weight else None
-        return grad_N, grad_FD, None
+        return grad_N, grad_FD, grad_BD.sum(0) if needs_bias else None, None
 
 
 def decode(features: Features, W_FD: torch.Tensor, b_D: torch.Tensor | None = None) -> torch.Tensor:
     """f W + b (B, D); for sparse features the gradients of values and weights touch active pairs only."""
     if isinstance(features, Dense):
         return features.value @ W_FD if b_D is None else torch.addmm(b_D, features.value, W_FD)
-    x_hat_BD = _Decode.apply(features.value, W_FD, features.pattern)
-    return x_hat_BD if b_D is None else x_hat_BD + b_D
+    return _Decode.apply(features.value, W_FD, b_D, features.pattern)
 
 
 class _Encoded(torch.autograd.Function):
     """Pre-activations that were found already, as the function of the parameters that they are."""
 
     @staticmethod
-    def forward(ctx, x_BD, shift_D, W_FD, b_F, value_N, pattern: Pattern):
+    def forward(ctx, rows_BD, shift_D, W_FD, b_F, value_N, pattern: Pattern):
         ctx.pattern = pattern
-        ctx.save_for_backward(x_BD, shift_D, W_FD)
+        ctx.save_for_backward(rows_BD, W_FD)
         return value_N.clone()
 
     @staticmethod
     def backward(ctx, grad_N):
-        x_BD, shift_D, W_FD = ctx.saved_tensors
-        pattern = ctx.pattern
-        grad_FD = scatter_gradient(pattern, grad_N, x_BD - shift_D)
-        grad_F = pattern.sums_F(grad_N)
+        rows_BD, W_FD = ctx.saved_tensors
+        grad_FD = scatter_gradient(ctx.pattern, grad_N, rows_BD)
+        grad_F = ctx.pattern.sums_F(grad_N)
         return None, -(grad_F @ W_FD) if ctx.needs_input_grad[1] else None, grad_FD, grad_F, None, None
 
 
-def encoded(x_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active) -> Active:
-    """The pairs of `found` with gradients: value = (x - shift) . W + b. No gradient goes to the rows x."""
-    return found.of(_Encoded.apply(x_BD, shift_D, W_FD, b_F, found.value, found.pattern))
+def encoded(rows_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active):
+    """The pairs of `found` with gradients: value = rows . W + b, the rows being x - shift. None goes to x."""
+    return found.of(_Encoded.apply(rows_BD, shift_D, W_FD, b_F, found.value, found.pattern))

@@ -1,0 +1,207 @@
+"""Trainings that are interrupted, by whatever, go on and end in the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import document, write_set
+from toys import SMALL, WIDTH, Stops, digest, interrupted, metrics
+
+from lensae.errors import DamagedError, LensaeError, UserError
+from lensae.paths import find_sae, find_set
+from lensae.sae.checkpoint import WEIGHTS
+from lensae.stages.train import Watcher, train
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+FAMILIES = [
+    {"arch": "topk"},
+    {"arch": "batchtopk"},
+    {"arch": "matryoshka"},
+    {"arch": "relu"},
+    {"arch": "relu", "target_l0": 4},
+    {"arch": "tied-l1"},
+    {"arch": "gated", "target_l0": 4},
+    {"arch": "jumprelu"},
+    {"arch": "topk", "average": 0.9, "resample": 3},
+]
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=lambda s: "-".join(map(str, s.values())))
+def test_going_on_ends_in_the_same_bytes(settings, toy):
+    """Interrupted three times, in the middle of epochs, at an end and right after a start."""
+    recipe = replace(SMALL, **settings, lr=5e-3)
+    whole = train(recipe, name="whole").sae.path
+    steps = int(metrics(whole)[-1]["step"])
+    assert steps >= 50 and len(metrics(whole)) >= 8
+    for after in (1, steps // 4, steps // 2 + 3):
+        interrupted(recipe, after, "parts")
+        folder = toy / "saes" / "parts"
+        assert not (folder / WEIGHTS).exists() and (folder / "checkpoints/last.safetensors").is_file()
+    parts = train(recipe, name="parts").sae.path
+    assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+    assert sorted(p.name for p in parts.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert not list(toy.rglob("*.partial"))
+
+
+def test_going_on_from_every_step(toy):
+    """One step at a time, each in a training of its own."""
+    recipe = replace(SMALL, epochs=2, batch=256)
+    whole = train(recipe, name="whole").sae.path
+    for _ in range(int(metrics(whole)[-1]["step"])):
+        interrupted(recipe, 1, "parts")
+    parts = train(recipe, name="parts").sae.path
+    assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+
+
+def test_early_stopping_goes_on_counting(toy):
+    recipe = replace(SMALL, epochs=30, lr=0.5, patience=2, decay=0, warmup=0, arch="relu")
+    whole = train(recipe, name="whole")
+    assert "no better" in whole.fit.stopped
+    interrupted(recipe, int(metrics(whole.sae.path)[-1]["step"]) - 1, "parts")
+    parts = train(recipe, name="parts")
+    assert parts.fit.stopped == whole.fit.stopped and metrics(parts.sae.path) == metrics(whole.sae.path)
+
+
+def test_a_checkpoint_every_so_many_minutes(toy, monkeypatch):
+    """Without any interruption: what is killed loses no more than that."""
+    from lensae.sae import state
+
+    saved = []
+    monkeypatch.setattr(state, "save", lambda lane: saved.append(lane.place.step))
+    train(replace(SMALL, checkpoint_minutes=1e-9))
+    assert saved[:5] == [1, 2, 3, 4, 5]
+    saved.clear()
+    train(replace(SMALL, checkpoint_minutes=60), name="seldom")
+    assert len(saved) == 1, "at the end alone"
+
+
+def test_an_unfinished_training_is_no_sae(toy, lensae):
+    interrupted(SMALL, 20, "parts")
+    with pytest.raises(UserError, match="'parts' is unfinished") as error:
+        find_sae(find_set(), "parts")
+    assert error.value.hint.startswith("go on with: python main.py train") and "--name parts" in error.value.hint
+    for command in (["evaluate"], ["index"], ["features", "top", 1]):
+        status, _out, err = lensae(*command, "--set", "toy", "--sae", "parts")
+        assert status == 2 and "unfinished" in err and len(err.strip().splitlines()) == 2, err
+    with pytest.raises(UserError, match="unfinished training with other settings") as error:
+        train(replace(SMALL, k=5), name="parts")
+    assert "go on with: python main.py train" in error.value.hint
+    assert train(SMALL, name="parts").sae.completed_at
+
+
+def test_the_same_recipe_goes_on_without_a_name(toy):
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, watcher=Stops(20))
+    assert train(replace(SMALL, lr=1e-3)).sae.name == "topk-32-k4-2", "other settings: another training"
+    report = train(SMALL)
+    assert report.sae.name == "topk-32-k4" and report.sae.completed_at
+    assert train(SMALL).sae.name == "topk-32-k4-3"
+
+
+def test_other_rows_are_another_training(toy):
+    interrupted(SMALL, 20, "parts")
+    extra = [document(number, 20, WIDTH) for number in range(100, 110)]
+    spec = {"corpus": "more", "seed": 0}
+    write_set(toy, extra, dtype="float32", spec=spec, shard_rows=300)
+    with pytest.raises(UserError, match="other rows"):
+        train(SMALL, name="parts")
+
+
+def test_two_processes_on_one_name(toy):
+    class Meanwhile(Watcher):
+        told = ""
+
+        def step(self, rows, losses):
+            if not self.told:
+                with pytest.raises(LensaeError, match="another process is training") as error:
+                    train(SMALL, name="same")
+                self.told = str(error.value)
+
+    watcher = Meanwhile()
+    assert train(SMALL, name="same", watcher=watcher).sae.completed_at and watcher.told
+
+
+def test_a_damaged_checkpoint_is_said(toy):
+    interrupted(SMALL, 20, "parts")
+    path = toy / "saes/parts/checkpoints/last.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"last\.safetensors cannot be used"):
+        train(SMALL, name="parts")
+    path.unlink()
+    assert train(SMALL, name="parts").sae.completed_at
+
+
+def start(store: Path, *arguments) -> subprocess.Popen:
+    environment = {**os.environ, "LENSAE_STORE": str(store), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "main.py", "train", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def long_recipe(tmp_path) -> Path:
+    path = tmp_path / "long.toml"
+    path.write_text(
+        '[train]\narch = "batchtopk"\nwidth = 4\nk = 4\nbatch = 32\nepochs = 60\npatience = 60\n'
+        "checkpoint_minutes = 1e-6\n"
+    )
+    return path
+
+
+def test_killed_on_the_command_line(toy, store, long_recipe):
+    """SIGKILL gives no time for anything; the same command ends in the same bytes."""
+    checkpoint = toy / "saes/killed/checkpoints/last.safetensors"
+    process = start(store, "--recipe", long_recipe, "--name", "killed")
+    until(checkpoint.is_file, process)
+    time.sleep(0.5)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (toy / "saes/killed" / WEIGHTS).exists()
+    for name in ("killed", "whole"):
+        process = start(store, "--recipe", long_recipe, "--name", name)
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+        assert ("going on from step" in said) == (name == "killed")
+    assert digest(toy / "saes/killed") == digest(toy / "saes/whole")
+    assert metrics(toy / "saes/killed") == metrics(toy / "saes/whole")
+    assert not list(toy.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_on_the_command_line(number, toy, store, long_recipe):
+    process = start(store, "--recipe", long_recipe, "--name", "stopped")
+    until((toy / "saes/stopped/checkpoints/last.safetensors").is_file, process)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and "the same command goes on from there" in said and "Traceback" not in said
+    training = json.loads((toy / "saes/stopped/training.json").read_text())
+    assert training["completed_at"] == "" and "--name stopped" in training["command"]
+
+
+def test_a_second_signal_does_not_wait():
+    from lensae.stages.interrupts import requested
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with requested() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
