@@ -6,6 +6,7 @@ Shapes: B rows, F features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -21,7 +22,7 @@ class L1Coder(Coder):
     features are active than that, and down while fewer are.
     """
 
-    warmup, gain, limit = 0.05, 0.1, 0.15
+    warmup, limit = 0.05, 0.15
     hints = ("density",)
     shared = (*Coder.shared, "log_l1")
 
@@ -34,6 +35,11 @@ class L1Coder(Coder):
         """The penalty's weight."""
         self.register_buffer("log_l1", torch.tensor(math.log(self.recipe.l1)))
         self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
+
+    @property
+    def gain(self) -> float:
+        """How fast the weight follows: in few steps it has to go the same way faster."""
+        return max(0.1, min(0.3, 20 / self.steps))
 
     @classmethod
     def sparsity(cls, recipe: TrainRecipe) -> str:
@@ -60,3 +66,9 @@ class L1Coder(Coder):
             if target and self.progress >= self.warmup:
                 self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))
         return {"l1": weight * total / self.d_model**0.5}
+
+    @torch.no_grad()
+    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
+        """With a target L0, move all biases by the same small amount, so that it is met on held-out rows."""
+        if self.recipe.target_l0:
+            self.b_enc -= self.level(batches, self.b_enc, self.recipe.target_l0)

@@ -85,7 +85,7 @@ class Coder(Part):
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
         self.check()
         self.aux = AUX if recipe.aux is None else recipe.aux  # the weight of AuxK
-        self.progress = 1.0  # share of the training that is done, set by the loop
+        self.progress, self.steps = 1.0, 1000  # share of the training that is done and its length, set by the loop
         # The precision of the product that selects features, where it is not that of the rows: in training alone.
         self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
         self.product = self.reduced

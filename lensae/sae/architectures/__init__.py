@@ -5,7 +5,7 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
     sparsity(recipe)       class method: what decides how many features fire, as text ("k32")
     initialise(x_BD, target_BD)       analytic start from a sample of normalised rows
     forward(x_BD, target_BD) -> Step  reconstruction, features, and the parts of the loss (their sum is minimised)
-    progress               the share of the training that is done, set before each step
+    progress, steps        the share of the training that is done, set before each step, and how many there are
     reduced, product       the precision that the recipe asks for in the encoder's product (None: that of the rows), and
                            that of the product as it is now: evaluation has None
     hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)

@@ -6,8 +6,6 @@ Shapes: B rows, D d_model, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import nn
 
@@ -58,12 +56,6 @@ class Trainer(L1Coder):
             alone_BD = self.decode(opened, frozen=True)
             losses["gate"] = unexplained(target_BD, alone_BD, self.world)
         return Step(x_hat_BD, features, losses)
-
-    @torch.no_grad()
-    def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
-        """With a target L0, move all gates by the same small amount, so that it is met on held-out rows."""
-        if self.recipe.target_l0:
-            self.b_enc -= self.level(batches, self.b_enc, self.recipe.target_l0)
 
     def parts(self) -> dict[str, torch.Tensor]:
         """The biases of gate and magnitude, and the magnitude's logarithmic scale."""
