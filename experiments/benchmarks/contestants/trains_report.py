@@ -18,8 +18,9 @@ from lensae.durable import write_file, write_json
 ABOUT_QUALITY = """Means over seeds with 95 % bootstrap intervals over seeds and held-out documents. Explained variance
 is 1 - E|x - x_hat|^2 / Var(x); CE recovered is the share of the loss between a zeroed and a whole stream that the SAE
 keeps. What is measured is what a tool keeps for use: of BatchTopK an SAE with a threshold. "In training" is the
-explained variance of those rows by the rule of training, the largest of a batch. Made by `make bench-quality` from
-quality.toml; every run is in quality.json.
+explained variance of those rows by the rule of training, the largest of a batch. One pass is 65 steps: at its end the
+ReLU SAEs of the other tools hardly reconstruct the rows yet, so that line says how soon, not how well in the end. Made
+by `make bench-quality` from quality.toml; every run is in quality.json.
 """
 COMPARED = ("explained_variance", "ce_recovered")
 
