@@ -16,7 +16,9 @@ from lensae.model.generate import Written, distribute, left_pad, origin_of
 from lensae.model.language_model import Edit, LanguageModel, StopForward, Taps, last_block
 from lensae.model.precision import fast_matmul
 
-AGREE = 1e-3
+# How far two ways of reading may be apart, relatively, where numbers are float32 and where they are shorter: rounding
+# comes to 1e-6 and 1.5e-2 (smollm2-135m), documents that see each other to 0.8 and more.
+AGREE, AGREE_SHORT = 1e-3, 0.1
 
 
 @torch.inference_mode()
@@ -89,8 +91,9 @@ def can_read_side_by_side(model: LanguageModel) -> bool:
     known = sorted(set(range(min(1000, model.config.vocab_size))) - model.text.special_ids)
     longest = min(model.context, (getattr(model.config, "sliding_window", None) or 8) + 8)
     sequences = [known[:3], known[1 : longest + 1], known[5:8], known[2:9]]
+    most = AGREE if model.network.dtype == torch.float32 else AGREE_SHORT
     for together, one in zip(read_side_by_side(model, sequences, [hook]), sequences, strict=True):
         alone = read_padded(model, [one], [hook])[0].activations[hook]
-        if not np.linalg.norm(together.activations[hook] - alone) <= AGREE * np.linalg.norm(alone):
+        if not np.linalg.norm(together.activations[hook] - alone) <= most * np.linalg.norm(alone):
             return False
     return True
