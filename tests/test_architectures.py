@@ -30,13 +30,7 @@ SAVED_AS = {
 D_MODEL, D_SAE = 12, 30
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Problems this small are not faster on several threads, and much slower when other processes want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows(number: int = 50, seed: int = 1) -> torch.Tensor:

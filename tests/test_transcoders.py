@@ -23,13 +23,7 @@ from tests.helpers import like_one_shot
 READ, PREDICTED = "blocks.4.hook_resid_mid", "blocks.4.hook_mlp_out"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Problems this small are not faster on several threads, and much slower when other processes want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pairs(n: int = 500, d: int = 12, o: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

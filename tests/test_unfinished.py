@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from lensae.errors import UserError
 from lensae.paths import find_pair, find_sae, find_set
@@ -20,13 +19,7 @@ from tests.helpers import HOOK, documents, write_set
 SMALL = TrainRecipe(width=2, k=4, batch=64, epochs=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Problems this small are not faster on several threads, and much slower when other processes want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Stops(Watcher):

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+from helpers import HOOK, documents, write_set
+from toys import Stops
 
 from lensae.recipe import TrainRecipe
 from lensae.stages.train import Watcher, train
-from tests.helpers import HOOK, documents, write_set
 
 OPTIONS = ("train", "--width", 2, "--k", 4, "--batch", 64, "--epochs", 4)
 SMALL = TrainRecipe(width=2, k=4, batch=64, epochs=4)
@@ -45,13 +45,7 @@ def init(**options):
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Problems this small are not faster on several threads, and much slower when other processes want them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -81,18 +75,6 @@ def metrics(sae: Path) -> list[dict]:
             for row in csv.DictReader(file)
         ]
     return [{key: float(v) for key, v in row.items() if key not in ("step", "best")} for row in rows]
-
-
-class Stops(Watcher):
-    """Interrupts after so many steps."""
-
-    def __init__(self, after: int):
-        self.left = after
-
-    def step(self, rows: int, losses: list) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_the_lines_of_metrics_csv_are_logged(lensae, toy, wandb):

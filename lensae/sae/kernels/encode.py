@@ -17,7 +17,7 @@ from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.linear import encoded, products_at
 from lensae.sae.world import ALONE, World
 
-# Rows of a block: few enough that its pre-activations stay in a cache, enough for the product to run at full speed.
+# Rows of a block: by measurement at 4,608 features, where 512 are slower; at 18,432 they make no difference.
 BLOCK = 1024
 # Above this share of active pairs the dense products are faster (measured: equal at 14 % of 4,608 features and at 7 %
 # of 18,432).

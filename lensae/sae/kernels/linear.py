@@ -95,6 +95,8 @@ class _Encoded(torch.autograd.Function):
         return None, -(grad_F @ W_FD) if ctx.needs_input_grad[1] else None, grad_FD, grad_F, None, None
 
 
-def encoded(rows_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active):
+def encoded(
+    rows_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active
+) -> Active:
     """The pairs of `found` with gradients: value = rows . W + b, the rows being x - shift. None goes to x."""
     return found.of(_Encoded.apply(rows_BD, shift_D, W_FD, b_F, found.value, found.pattern))
