@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensae.model.precision import fast_matmul
 from lensae.sae import kernels
 from lensae.sae.kernels import Dense, encode, reference, select
 from lensae.sae.kernels.active import sums_in_order
@@ -62,8 +64,23 @@ def test_topk_against_the_formula(seed, k, bias):
 
 
 def test_topk_over_several_blocks(monkeypatch):
-    monkeypatch.setattr(encode, "BLOCK", 8)
+    monkeypatch.setattr(encode, "LEAST_ROWS", 8)
+    monkeypatch.setattr(encode, "BLOCK", 1)
     check(1, lambda *args: kernels.topk(*args, 5), dense_topk(5))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("around", [fast_matmul, nullcontext])
+def test_repeated_product_is_the_product(dtype, error, around):
+    """Through oneDNN and not, for fewer rows than it was made for as well, with W as a part of something larger."""
+    with around():
+        x_BD, (_shift, W_FD, b_F, *_decoder), _up = problem(7, rows=40, d_sae=2 * D_SAE)
+        W_FD, b_F = W_FD[::2], b_F[::2]
+        multiply = encode.repeated_product(W_FD.to(dtype), b_F.to(dtype), 32)
+        for rows_BD in x_BD.split(32):
+            plain_BF = rows_BD @ W_FD.T + b_F
+            off = ((multiply(rows_BD.to(dtype)) - plain_BF).norm() / plain_BF.norm()).detach()
+            assert float(off) < error
 
 
 @settings(deadline=None, max_examples=25)

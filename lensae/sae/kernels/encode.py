@@ -17,8 +17,9 @@ from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.linear import encoded, products_at
 from lensae.sae.world import ALONE, World
 
-# Rows of a block: by measurement at 4,608 features, where 512 are slower; at 18,432 they make no difference.
-BLOCK = 1024
+# A block is so many pre-activations on CPUs, of 64 rows at least: by measurement at 4,608 and 18,432 features, where a
+# quarter as many and four times as many are slower. On other devices it is so many rows.
+BLOCK, LEAST_ROWS, DEVICE_ROWS = 1024 * 4608, 64, 1024
 # Above this share of active pairs the dense products are faster (measured: equal at 14 % of 4,608 features and at 7 %
 # of 18,432).
 SPARSE_BELOW = 0.08
@@ -33,28 +34,46 @@ def pays_off(density: float) -> bool:
     return density < SPARSE_BELOW
 
 
-def product(rows_BD, W_FD, b_F, out=None) -> torch.Tensor:
-    """rows W^T + b (B, F), perhaps in the memory `out`. On CPUs addmm copies the bias to every row first; adding it
-    afterwards saves 7 % (4,608 and 18,432 features)."""
+def product(rows_BD, W_FD, b_F) -> torch.Tensor:
+    """rows W^T + b (B, F). On CPUs addmm copies the bias to every row first; adding it afterwards saves 7 % (4,608 and
+    18,432 features)."""
     if rows_BD.is_cuda:
-        return torch.addmm(b_F, rows_BD, W_FD.T, out=out)
-    return torch.mm(rows_BD, W_FD.T, out=out).add_(b_F)
+        return torch.addmm(b_F, rows_BD, W_FD.T)
+    return torch.mm(rows_BD, W_FD.T).add_(b_F)
+
+
+def repeated_product(W_FD, b_F, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function `product` of about so many rows, without gradients, to be called several times.
+
+    Where products are oneDNN's it brings W into its own order once, not at every call, and adds the bias on its way.
+    """
+    if not _through_onednn(W_FD):
+        return lambda rows_BD: product(rows_BD, W_FD, b_F)
+    onednn = torch.ops.mkldnn
+    packed = onednn._reorder_linear_weight(W_FD.detach().contiguous(), rows)
+    return lambda rows_BD: onednn._linear_pointwise(rows_BD, packed, b_F.detach(), "none", [], "")
+
+
+def _through_onednn(W_FD: torch.Tensor) -> bool:
+    """Whether this machine computes such products in oneDNN: float32 when precision "medium" says so."""
+    if W_FD.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if W_FD.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return W_FD.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
 
 
 def _blocks(rows_BD, W_FD, b_F, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-    """Pre-activations of BLOCK rows after another, each in the memory of the one before.
+    """Pre-activations of one block of rows after another; the memory of one is free when the next is asked for, if
+    nothing else holds it.
 
     A product in fewer bits is widened again: what selects is several times as fast on float32.
     """
-    buffer = rows_BD.new_empty(min(BLOCK, len(rows_BD)), len(W_FD))
-    if dtype is None:
-        for part_BD in rows_BD.split(BLOCK):
-            yield product(part_BD, W_FD, b_F, buffer[: len(part_BD)])
-        return
-    low_FD, low_F, low = W_FD.to(dtype), b_F.to(dtype), torch.empty_like(buffer, dtype=dtype)
-    for part_BD in rows_BD.split(BLOCK):  # the sum is rounded once: bias and product may nearly cancel
-        pre_BF = torch.addmm(low_F, part_BD.to(dtype), low_FD.T, out=low[: len(part_BD)])
-        yield buffer[: len(part_BD)].copy_(pre_BF)
+    size = DEVICE_ROWS if rows_BD.is_cuda else max(LEAST_ROWS, BLOCK // len(W_FD))
+    low = dtype or rows_BD.dtype
+    multiply = repeated_product(W_FD.to(low), b_F.to(low), size)  # adds b before it rounds: the sum may be nearly zero
+    for part_BD in rows_BD.split(size):
+        yield multiply(part_BD.to(low)).to(rows_BD.dtype)
 
 
 @torch.no_grad()
@@ -63,7 +82,7 @@ def _collect(rows_BD, W_FD, b_F, choose: Callable, dtype: torch.dtype | None = N
     if not len(rows_BD):
         none = Pattern(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), len(W_FD))
         return Active(none, rows_BD.new_zeros(0))
-    found = (choose(pre_BF) for pre_BF in _blocks(rows_BD, W_FD, b_F, dtype))
+    found = map(choose, _blocks(rows_BD, W_FD, b_F, dtype))
     counts, indices, values = zip(*found, strict=True)
     indptr_B1 = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
     pattern = Pattern(indptr_B1, torch.cat(indices), len(W_FD))

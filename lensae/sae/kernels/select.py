@@ -34,8 +34,7 @@ def grouped_topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     first_B1 = torch.arange(0, rows * groups, groups, device=pre_BF.device)[:, None]
     entry_BM = pre_BF.view(-1, width).index_select(0, (group_BK + first_B1).view(-1)).view(rows, k * width)
     value_BK, at_BK = _topk_above(entry_BM, best_BK.amin(1, keepdim=True), k)
-    inner_BK = at_BK % width
-    return value_BK, group_BK.gather(1, (at_BK - inner_BK) // width) * width + inner_BK
+    return value_BK, group_BK.gather(1, _divided(at_BK, width)) * width + at_BK % width
 
 
 def _group_width(d_sae: int, k: int) -> int:
