@@ -164,3 +164,25 @@ def toy(store) -> Path:
     from toys import made
 
     return write_set(store / "toy" / HOOK, made(), dtype="float32", shard_rows=300)
+
+
+@pytest.fixture
+def folder(store) -> Path:
+    """Where the set toy/<hook> is, or will be."""
+    from helpers import HOOK
+
+    return store / "toy" / HOOK
+
+
+@pytest.fixture(params=["float16", "float32"])
+def written(request, folder) -> list:
+    """The documents of a set of several shards."""
+    from helpers import write_set
+    from made_sets import made
+
+    from lensae.paths import find_set
+
+    write_set(folder, made(), dtype=request.param)
+    entry = find_set()
+    assert len(entry.manifest["shards"]) > 3 and entry.manifest["dtype"] == request.param
+    return made()

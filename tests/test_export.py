@@ -1,14 +1,12 @@
-"""A set in other formats, its view, and taking it away."""
+"""A set in other formats."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,73 +14,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import HOOK, document, documents, write_set, writer
+from made_sets import expected, made, opened, same
 
 from lensae.durable import new_file
 from lensae.errors import DamagedError, UserError
-from lensae.paths import find_set, list_sets
+from lensae.paths import find_set
 from lensae.store.export import export, format_of
-from lensae.store.lock import WriterLock
 from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS
-from lensae.store.view import write_view
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = (".npz", ".safetensors", "")
-
-
-def made() -> list:
-    """Documents for several shards: one is empty, and tokens are of one character each, some far from ASCII."""
-    found = documents(40)
-    for number, alphabet in ((2, "äß€𝄞日本語 \n"), (11, "👩‍🚀éे")):
-        rows = len(found[number].token_id)
-        text = "".join(alphabet[i % len(alphabet)] for i in range(rows))
-        start = np.arange(rows)
-        found[number] = replace(found[number], text=text, char_start=start, char_end=start + 1, label="ñ")
-    return found
-
-
-@pytest.fixture
-def folder(store) -> Path:
-    return store / "toy" / HOOK
-
-
-@pytest.fixture(params=["float16", "float32"])
-def written(request, folder) -> list:
-    write_set(folder, made(), dtype=request.param)
-    entry = find_set()
-    assert len(entry.manifest["shards"]) > 3 and entry.manifest["dtype"] == request.param
-    return made()
-
-
-def expected(found: list, dtype: str) -> dict[str, np.ndarray]:
-    """The arrays of the documents, put together in memory."""
-    lengths = [len(d.token_id) for d in found]
-    arrays = {"activations": np.concatenate([d.activations[HOOK] for d in found]).astype(dtype)}
-    for name, kind in ROW_COLUMNS.items():
-        if name != "document":
-            arrays[name] = np.concatenate([getattr(d, name) for d in found]).astype(kind)
-    arrays["document"] = np.repeat(np.arange(len(found)), lengths)
-    arrays["document_start"] = np.cumsum([0, *lengths])
-    arrays["input_ids"] = np.concatenate([d.input_ids for d in found]).astype(np.int32)
-    arrays["input_start"] = np.cumsum([0] + [len(d.input_ids) for d in found])
-    for name in TEXT_COLUMNS:
-        data = [getattr(d, name).encode() for d in found]
-        arrays[f"{name}_bytes"] = np.frombuffer(b"".join(data), np.uint8)
-        arrays[f"{name}_offsets"] = np.cumsum([0] + [len(one) for one in data])
-    return arrays
-
-
-def same(found: dict, wanted: dict) -> None:
-    assert set(found) == set(wanted)
-    for name, array in wanted.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-
-
-def opened(lines: str, name: str):
-    """What `name` is after the two lines that a command printed."""
-    values: dict = {}
-    exec(lines, values)
-    return values[name]
 
 
 class TestFiles:
@@ -300,201 +241,6 @@ def test_a_large_file_whole_or_not_at_all(tmp_path):
     with new_file(target) as partial:
         partial.write_text("two")
     assert target.read_text() == "two"
-
-
-class TestView:
-    def check(self, path: Path, wanted: dict, found: list) -> None:
-        """A process of its own, elsewhere, sees what is in the shards."""
-        with h5py.File(path) as file:
-            names = [name for name in ROW_COLUMNS if name != "document"]
-            for name in ("activations", *names, "documents/input_ids"):
-                there, array = file[name], wanted[name.rpartition("/")[2]]
-                assert there.is_virtual and there.dtype == array.dtype
-                assert all(source.file_name.startswith("shards/0000") for source in there.virtual_sources())
-                np.testing.assert_array_equal(there[...], array, err_msg=name)
-            for name, array in (("document", "document"), ("documents/start", "document_start")):
-                np.testing.assert_array_equal(file[name][...], wanted[array])
-            np.testing.assert_array_equal(file["documents/input_start"][...], wanted["input_start"])
-            for name in TEXT_COLUMNS:
-                texts = file[f"documents/{name}"]
-                assert texts.is_virtual and list(texts.asstr()[...]) == [getattr(d, name) for d in found]
-            assert (file.attrs["rows"], file.attrs["documents"]) == (len(wanted["document"]), len(found))
-
-    def test_equals_the_shards_also_when_moved(self, written, folder, tmp_path, monkeypatch):
-        wanted = expected(written, find_set().manifest["dtype"])
-        path = write_view(find_set())
-        assert path == folder / "view.h5"
-        self.check(path, wanted, written)
-        folder.rename(tmp_path / "elsewhere")
-        monkeypatch.chdir("/")
-        self.check(tmp_path / "elsewhere" / "view.h5", wanted, written)
-
-    def test_across_shards(self, written):
-        wanted = expected(written, find_set().manifest["dtype"])
-        with h5py.File(write_view(find_set())) as file:
-            np.testing.assert_array_equal(file["activations"][50:200:7, 3], wanted["activations"][50:200:7, 3])
-            row = 150
-            text = file["documents/text"].asstr()[file["document"][row]]
-            one = written[wanted["document"][row]]
-            assert text == one.text
-
-    def test_it_is_small(self, folder):
-        write_set(folder, [document(n, 500) for n in range(40)], shard_rows=2000)
-        path = write_view(find_set())
-        assert path.stat().st_size < 0.2 * sum(f.stat().st_size for f in folder.glob("shards/*"))
-
-    def test_made_anew_when_the_set_has_grown(self, folder):
-        write_set(folder, made())
-        with h5py.File(write_view(find_set())) as file:
-            before = len(file["activations"])
-        write_set(folder, documents(12), spec={"corpus": "more", "seed": 0})
-        with h5py.File(write_view(find_set())) as file:
-            assert len(file["activations"]) == find_set().rows > before
-            assert file["document"][-1] == 40 + 12 - 1
-            assert file["documents/text"].asstr()[-1] == documents(12)[-1].text
-
-    def test_a_shard_that_goes_missing_later_shows(self, folder):
-        write_set(folder, made())
-        path = write_view(find_set())
-        rows = find_set().manifest["shards"][0]["rows"]
-        (folder / "shards" / "00000.h5").unlink()
-        with h5py.File(path) as file:
-            assert np.isnan(file["activations"][:rows]).all() and not np.isnan(file["activations"][rows:]).any()
-            assert set(file["token_id"][:rows]) == {-1} and set(file["origin"][:rows]) == {255}
-
-    @pytest.mark.parametrize("there", [False, True])
-    def test_a_truncated_shard_is_named_and_nothing_changes(self, folder, lensae, there):
-        write_set(folder, made())
-        if there:
-            write_view(find_set())
-        path = folder / "shards" / "00001.h5"
-        path.write_bytes(path.read_bytes()[:500])
-        before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-        status, _out, err = lensae("store", "view")
-        assert status == 1 and "00001.h5" in err
-        assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
-
-    def test_command(self, folder, lensae):
-        write_set(folder, made())
-        status, out, _err = lensae("store", "view")
-        path, *lines = out.splitlines()
-        assert status == 0 and path == str(folder / "view.h5") and len(lines) == 2
-        assert opened("\n".join(lines), "text") == made()[0].text
-        status, out, _err = lensae("store", "view", "toy", "--json")
-        report = json.loads(out)
-        assert report["path"] == path and report["rows"] == find_set().rows
-        assert lensae("store", "verify")[0] == 0, "the view is no part of the set"
-
-
-class TestRemove:
-    @pytest.fixture
-    def answer(self, monkeypatch):
-        """A terminal at which `answer(line)` is typed."""
-
-        def give(line: str) -> None:
-            read, write = os.openpty()
-            os.write(write, f"{line}\n".encode())
-            monkeypatch.setattr(sys, "stdin", os.fdopen(read))
-
-        return give
-
-    def test_yes(self, folder, lensae, store):
-        write_set(folder, made())
-        write_set(store / "toy" / "blocks.2.hook_resid_post", documents(4))
-        (folder / "saes" / "topk-1").mkdir(parents=True)
-        status, out, err = lensae("store", "remove", f"toy/{HOOK}", "--yes")
-        assert status == 0 and "removed" in out
-        assert "MiB" in err and "SAEs topk-1" in err and f"{sum(len(d.token_id) for d in made()):,} rows" in err
-        assert os.listdir(store / "toy") == ["blocks.2.hook_resid_post"]
-        assert lensae("store", "remove", "toy", "--yes")[0] == 0
-        assert store.is_dir() and not list(store.iterdir()), "the model's folder goes with its last set"
-
-    def test_json(self, folder, lensae):
-        write_set(folder, made())
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        status, out, _err = lensae("store", "remove", "toy", "--yes", "--json")
-        report = json.loads(out)
-        assert status == 0 and report["removed"] and report["set"] == f"toy/{HOOK}" and report["bytes"] == size
-        assert not folder.exists()
-
-    def test_without_a_terminal_it_needs_yes(self, folder, lensae, monkeypatch):
-        write_set(folder, made())
-        with open(os.devnull) as nobody, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdin", nobody)
-            status, out, err = lensae("store", "remove", "toy")
-        assert status == 2 and "--yes" in err and not out
-        assert find_set("toy").rows
-
-    @pytest.mark.parametrize("line, status, there", [("y", 0, False), ("n", 1, True), ("", 1, True)])
-    def test_asked(self, folder, lensae, answer, line, status, there):
-        write_set(folder, made())
-        answer(line)
-        found, _out, err = lensae("store", "remove", "toy")
-        assert found == status and "remove it for good?" in err and folder.exists() == there
-        if there:
-            WriterLock(folder).release()  # nothing holds it any more
-
-    def test_unfinished(self, folder, lensae):
-        with writer(folder) as open_writer:
-            for one in documents():
-                open_writer.append(one)
-        status, _out, err = lensae("store", "remove", "toy", "--yes")
-        assert status == 0 and "unfinished" in err and not folder.exists()
-
-    @pytest.mark.parametrize("spoil", ["manifest", "no manifest", "shard", "only a lock"])
-    def test_damaged(self, folder, lensae, store, spoil):
-        write_set(store / "other" / HOOK, documents(3))
-        write_set(folder, made())
-        if spoil == "manifest":
-            (folder / "manifest.json").write_text("{")
-        elif spoil == "no manifest":
-            (folder / "manifest.json").unlink()
-        elif spoil == "shard":
-            (folder / "shards" / "00000.h5").write_bytes(b"")
-        else:
-            (folder / "manifest.json").unlink()
-            shutil.rmtree(folder / "shards")
-        assert lensae("store", "remove", f"toy/{HOOK}", "--yes")[0] == 0
-        assert [entry.name for entry in list_sets()] == [f"other/{HOOK}"] and os.listdir(store) == ["other"]
-
-    def test_a_set_being_written(self, folder, lensae):
-        with writer(folder) as open_writer:
-            for one in documents():
-                open_writer.append(one)
-            status, _out, err = lensae("store", "remove", "toy", "--yes")
-            assert status == 1 and "another process" in err and "--name" not in err
-            open_writer.finish()
-        assert find_set("toy").rows == sum(len(d.token_id) for d in documents())
-
-    def test_what_is_not_one_set(self, folder, lensae, store, tmp_path):
-        write_set(folder, documents(3))
-        write_set(store / "toy2" / HOOK, documents(3))
-        (tmp_path / "precious").mkdir()
-        names = {HOOK: "several", f"toy3/{HOOK}": "did you mean", tmp_path / "precious": "no activation set"}
-        for name, what in names.items():
-            status, _out, err = lensae("store", "remove", name, "--yes")
-            assert status == 2 and what in err, err
-        assert len(list_sets()) == 2 and (tmp_path / "precious").is_dir()
-
-    def test_a_folder_elsewhere_and_a_link_to_it(self, store, lensae, tmp_path):
-        elsewhere = write_set(tmp_path / "disk" / "mine", documents(3))
-        (store / "toy").mkdir(parents=True)
-        (store / "toy" / HOOK).symlink_to(elsewhere)
-        status, _out, err = lensae("store", "remove", "toy", "--yes")
-        assert status == 2 and "is a link" in err and str(elsewhere) in err
-        assert lensae("store", "remove", elsewhere, "--yes")[0] == 0
-        assert not elsewhere.exists() and elsewhere.parent.is_dir(), "only folders of the store are tidied"
-
-    def test_a_delete_that_fails_halfway_leaves_no_half_set(self, folder, lensae, store, monkeypatch):
-        write_set(folder, made())
-
-        def stopped(path):
-            raise PermissionError(13, "Permission denied", str(path))
-
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "rmtree", stopped)
-            assert lensae("store", "remove", "toy", "--yes")[0] == 1
-        assert not folder.exists() and not list_sets()
 
 
 class TestCommands:

@@ -36,11 +36,6 @@ FLETCHER32 = 3
 
 
 @pytest.fixture
-def folder(store) -> Path:
-    return store / "toy" / HOOK
-
-
-@pytest.fixture
 def compressed(monkeypatch):
     """Every shard is compressed, whatever the writer asks for; gives a function that takes the name."""
     real = shards.image

@@ -21,11 +21,6 @@ from lensae.store.reader import SetReader
 from lensae.store.verify import verify
 
 
-@pytest.fixture
-def folder(store) -> Path:
-    return store / "toy" / HOOK
-
-
 def faults(folder: Path) -> list:
     return [fault for _file, found in verify(read_set(folder)) for fault in found]
 
