@@ -84,7 +84,7 @@ class Lane:
         self.recipe, self.plan, self.checkpoint, self.device = recipe, plan, checkpoint, device
         torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
         self.trainer = make_trainer(plan.dead_window).to(device)
-        self.trainer.steps = plan.steps
+        self.trainer.steps, self.trainer.aux = plan.steps, plan.aux
         self.random = torch.get_rng_state()
         self.optimizer = torch.optim.Adam(
             self.trainer.parameters(), lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True

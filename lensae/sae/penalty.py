@@ -46,6 +46,13 @@ class L1Coder(Coder):
         """What decides how many features fire, for names and headings: "l1-0.1" or "l0-32"."""
         return f"l0-{recipe.target_l0:g}" if recipe.target_l0 else f"l1-{recipe.l1:g}"
 
+    def start_sparse(self, x_BD: torch.Tensor, feature_R: torch.Tensor | None = None) -> None:
+        """Set the biases (or those of some features) so that each fires on a small share of the rows."""
+        if feature_R is None:
+            self.b_enc.data, self.density = -self.starting_thresholds(x_BD), self.start_share
+        else:
+            self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+
     def penalty(self, total: torch.Tensor, features: kernels.Features) -> dict[str, torch.Tensor]:
         """The sparsity part of the loss, from the mean over rows of the features' sum; it takes note of the batch.
 

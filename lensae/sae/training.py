@@ -17,9 +17,9 @@ from lensae.recipe import TrainRecipe
 from lensae.sae import checkpoint, functional, kernels
 from lensae.sae.base import SAE
 from lensae.sae.part import BLOCK, Part, random_rows
+from lensae.sae.plan import AUX
 from lensae.sae.world import ALONE, World
 
-AUX = 1 / 32  # Gao et al. 2024
 # Held-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
@@ -84,8 +84,8 @@ class Coder(Part):
         super().__init__(d_sae, world)
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
         self.check()
-        self.aux = AUX if recipe.aux is None else recipe.aux  # the weight of AuxK
-        self.progress, self.steps = 1.0, 1000  # share of the training that is done and its length, set by the loop
+        # The share of the training that is done, its length and the weight of AuxK: the loop sets them.
+        self.progress, self.steps, self.aux = 1.0, 1000, AUX if recipe.aux is None else recipe.aux
         # The precision of the product that selects features, where it is not that of the rows: in training alone.
         self.reduced = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
         self.product = self.reduced
@@ -151,12 +151,17 @@ class Coder(Part):
         """Set what these features have beside their rows of encoder and decoder to where a training begins."""
         self.b_enc.data[feature_R] = 0.0
 
+    @property
+    def start_share(self) -> float:
+        """The share of the rows that each feature of such a family fires on when training starts."""
+        return min(START_SHARE, START_L0 / self.d_sae)
+
     def starting_thresholds(self, x_BD: torch.Tensor, feature_R: torch.Tensor | None = None) -> torch.Tensor:
         """What the pre-activation of each feature (or of some) exceeds on a small share of the rows (F,), so that
         training starts sparse (Anthropic, Circuits Updates, January 2025, starts at such a share too)."""
         sample_BD = x_BD[:START_ROWS] - self.shift_D
         weight_FD = self.W_enc_FD.data if feature_R is None else self.W_enc_FD.data[feature_R]
-        above = max(1, round(len(sample_BD) * min(START_SHARE, START_L0 / self.d_sae)))
+        above = max(1, round(len(sample_BD) * self.start_share))
         parts = [
             (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
             for rows_FD in weight_FD.split(BLOCK)

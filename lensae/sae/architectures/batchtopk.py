@@ -19,7 +19,7 @@ from lensae.sae.training import Coder, Step
 
 
 class Trainer(Coder):
-    """Loss: mean squared error over the batch's variance, plus `recipe.aux` times the error of the dead features'
+    """Loss: mean squared error over the batch's variance, plus `aux` times the error of the dead features'
     reconstruction of what is left."""
 
     saved_as = "jumprelu"

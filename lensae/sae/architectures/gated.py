@@ -35,11 +35,11 @@ class Trainer(L1Coder):
     def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
         """As all families; then the gates are set so that each is open on a small share of the rows."""
         super().initialise(x_BD, target_BD)
-        self.b_enc.data = -self.starting_thresholds(x_BD)
+        self.start_sparse(x_BD)
 
     def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training: each fires on a small share of the rows."""
-        self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+        self.start_sparse(x_BD, feature_R)
         self.r_mag.data[feature_R] = self.b_mag.data[feature_R] = 0.0
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:

@@ -25,11 +25,11 @@ class Trainer(L1Coder):
     def initialise(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> None:
         """As all families; then the biases are set so that each feature fires on a small share of the rows."""
         super().initialise(x_BD, target_BD)
-        self.b_enc.data = -self.starting_thresholds(x_BD)
+        self.start_sparse(x_BD)
 
     def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training: each fires on a small share of the rows."""
-        self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+        self.start_sparse(x_BD, feature_R)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""

@@ -49,13 +49,13 @@ class Trainer(L1Coder):
         rows = functional.unit_rows(x_BD[index] - self.shift_D)
         self.W_dec.data[: len(rows)] = functional.unit_rows(0.5 * rows + 0.5 * self.W_dec.data[: len(rows)])
         if self.recipe.target_l0:
-            self.b_enc.data = -self.starting_thresholds(x_BD)
+            self.start_sparse(x_BD)
 
     def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training."""
         super().restart(feature_R, x_BD)
         if self.recipe.target_l0:
-            self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
+            self.start_sparse(x_BD, feature_R)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
