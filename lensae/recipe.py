@@ -12,6 +12,24 @@ from lensae.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: the `top_k` likeliest at `temperature` (0: the likeliest), from a seeded stream."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.9
+    top_k: int = 50
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 0:
+            raise UserError(f"max-new-tokens cannot be {self.max_new_tokens}", "0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature cannot be {self.temperature}", "0 (greedy) or more")
+        if self.top_k < 1:
+            raise UserError(f"top-k cannot be {self.top_k}", "1 or more")
+
+
+@dataclass(frozen=True)
 class TrainRecipe:
     """Everything that decides a training; None means "chosen from the set's size" (the choice is recorded).
 

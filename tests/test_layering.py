@@ -94,6 +94,13 @@ LIGHT = [
     ["features", "show", "1"],
     ["features", "top", "999999"],
     ["train", "--recipe", "no-such-file.toml"],
+    ["collect", "--temperature", "-1"],
+    ["collect", "--corpus", "nope"],
+    ["steer", "--feature", "999999"],
+    ["steer", "--feature", "1", "--op", "clmp"],
+    ["evaluate", "--sae", "nope"],
+    ["index", "--set", "nope"],
+    ["experiment", "nope.toml"],
 ]
 
 

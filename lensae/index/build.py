@@ -6,11 +6,14 @@ Shapes: B rows, D d_model, F features, P postings.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lensae.index.file import Postings, invert
-from lensae.sae.base import SAE
+
+if TYPE_CHECKING:
+    from lensae.sae.base import SAE
 
 
 def encode_shard(sae: SAE, chunks: Iterator[np.ndarray], rows: int) -> Postings:

@@ -14,25 +14,8 @@ import torch
 from lensae.errors import LensaeError, UserError
 from lensae.model.language_model import SPECIAL, Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
+from lensae.recipe import Sampling
 from lensae.records import GENERATED, PROMPT
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn: the `top_k` likeliest at `temperature` (0: the likeliest), from a seeded stream."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.9
-    top_k: int = 50
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.max_new_tokens < 0:
-            raise UserError(f"max-new-tokens cannot be {self.max_new_tokens}", "0 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature cannot be {self.temperature}", "0 (greedy) or more")
-        if self.top_k < 1:
-            raise UserError(f"top-k cannot be {self.top_k}", "1 or more")
 
 
 @dataclass

@@ -42,14 +42,13 @@ class Capture:
             first += len(part)
 
     def _run(self, batch: list[Job]):
-        from lensae.model.generate import Sampling, generate
+        from lensae.model.generate import generate
         from lensae.model.read import read
 
         ids, options = [job.ids for job in batch], self.options
         if not options.generate:
             return read(self.model, ids, self.hooks, self.edits)
-        sampling = Sampling(options.max_new_tokens, options.temperature, options.top_k, options.seed)
-        return generate(self.model, ids, sampling, [job.stream for job in batch], self.hooks, self.edits)
+        return generate(self.model, ids, options.sampling, [job.stream for job in batch], self.hooks, self.edits)
 
     def _halve(self, size: int, error: RuntimeError) -> None:
         """Half as many documents at a time from now on; raises when memory was not the matter or it was only one."""

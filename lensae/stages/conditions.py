@@ -15,6 +15,7 @@ from lensae import registry
 from lensae.corpus.stats import content_words
 from lensae.errors import UserError
 from lensae.interpret.subject import LabelModel
+from lensae.recipe import Sampling
 from lensae.stages.lookup import Lookup
 from lensae.steering import positions
 
@@ -49,6 +50,12 @@ class SteerOptions:
         for name in ("samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}", "1 or more")
+        _checked = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """How continuations are drawn."""
+        return Sampling(self.max_new_tokens, self.temperature, 50, self.seed)
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,10 @@ class Bench:
     """Everything the conditions share."""
 
     def __init__(self, options: SteerOptions, lookup: Lookup, model, sae, label: str, maximum: float):
-        from lensae.model.generate import Sampling
-
         self.options, self.lookup, self.model, self.sae, self.label = options, lookup, model, sae, label
         self.maximum = maximum
         self.hook = lookup.entry.manifest["hook"]
         self.prompts = [model.text.encode(p) for p in options.prompts for _ in range(options.samples)]
-        self.sampling = Sampling(options.max_new_tokens, options.temperature, 50, options.seed)
         self.judge = _judge(lookup) if label else None
         self.baseline_written = None
         self.baseline_logprobs = None
@@ -118,7 +122,7 @@ class Bench:
 
         edits = [edit] if edit is not None else []
         written = generate(
-            self.model, self.prompts, self.sampling, range(len(self.prompts)), capture=[self.hook], edits=edits
+            self.model, self.prompts, self.options.sampling, range(len(self.prompts)), capture=[self.hook], edits=edits
         )
         if edit is None:
             self.baseline_written = written

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.errors import UserError
+from lensae.recipe import Sampling
 from lensae.records import ReadOptions
 from lensae.store.schema import COMPRESSIONS, DTYPES
 
@@ -47,6 +48,11 @@ class CollectOptions:
         """How the corpus is read."""
         return ReadOptions(self.text_column, self.label_column, self.lines)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How continuations are drawn."""
+        return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.seed)
+
     def __post_init__(self):
         choices = {"dtype": DTYPES, "compute_dtype": COMPUTE_DTYPES, "compress": (None, *COMPRESSIONS)}
         for field, known in choices.items():
@@ -62,6 +68,7 @@ class CollectOptions:
                 raise UserError(f"--{field.replace('_', '-')} cannot be {getattr(self, field)}", "1 or more")
         if self.generate and self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens cannot be {self.max_new_tokens}", "1 or more, or --no-generate")
+        _checked = self.sampling
         if self.context < 2:
             raise UserError(f"--context cannot be {self.context}", "2 or more")
         if not 0 <= self.seed < 2**63:

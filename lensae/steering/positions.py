@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from lensae.errors import unknown
 from lensae.records import GENERATED, PROMPT
+
+if TYPE_CHECKING:
+    import torch
 
 POSITIONS = {"all": PROMPT, "generated": GENERATED}
 
