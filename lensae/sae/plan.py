@@ -14,9 +14,9 @@ LONG_TRAINING_TOKENS = 10_000_000
 SHORT_STEPS = 200
 AUX = 1 / 32  # the weight of AuxK in Gao et al. 2024
 # Learning rate, betas of Adam, the share of the budget after which a silent feature counts as dead, and the weight of
-# AuxK: the usual ones, and those where there are fewer steps than SHORT_STEPS. Measured on 65 steps
-# of topk and batchtopk (d_model 576, F 4608, k 32): a fifth less of the variance is left unexplained than with the
-# usual ones, and 0.0 and 0.1 % of the features die.
+# AuxK: the usual ones, and those where there are fewer steps than SHORT_STEPS. Measured on 65 steps of topk and
+# batchtopk (d_model 576, F 4608, k 32): a fifth less of the variance is left unexplained than with the usual ones, and
+# 0.0 and 0.1 % of the features die.
 USUAL = (2e-3, 0.9, 0.999, 10, AUX)
 SHORT = (6e-3, 0.7, 0.95, 100, 1 / 8)
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
