@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import documents, like_one_shot, write_set
 
 from lensae.sae import checkpoint, functional
 from lensae.sae import evaluate as metrics
@@ -21,7 +22,6 @@ from lensae.stages import losses, reconstruction
 from lensae.stages.progress import Silent
 from lensae.store.pairs import Rows
 from lensae.store.reader import SetReader
-from tests.helpers import documents, like_one_shot, write_set
 
 HOOK = "blocks.4.hook_resid_post"
 

@@ -129,3 +129,9 @@ def test_plugins_are_found_by_file_name():
     ]
     assert registry.names("corpus.readers") == ["csv", "hf", "jsonl", "parquet", "txt"]
     assert registry.names("steering.operations") == ["ablate", "add", "clamp"]
+
+
+def test_help_shows_what_is_in_brackets(lensae):
+    """Rich would take the name of a table for a style and leave it out."""
+    for command, table in (("train", "[train]"), ("experiment", "[collect]")):
+        assert table in lensae(command, "--help")[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import like_one_shot
 
 from lensae.paths import find_sae, find_set, read_set
 from lensae.recipe import TrainRecipe
@@ -18,7 +19,6 @@ from lensae.sae.baselines import Covariance, random_transcoder
 from lensae.sae.regression import JointMoments
 from lensae.stages.models import load_model_of
 from lensae.store.reader import SetReader
-from tests.helpers import like_one_shot
 
 READ, PREDICTED = "blocks.4.hook_resid_mid", "blocks.4.hook_mlp_out"
 

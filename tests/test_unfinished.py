@@ -8,30 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import HOOK, documents, write_set
+from toys import Stops
 
 from lensae.errors import UserError
 from lensae.paths import find_pair, find_sae, find_set
 from lensae.recipe import TrainRecipe
-from lensae.stages.train import Watcher, train
+from lensae.stages.train import train
 from lensae.stages.training_folder import TrainingFolder
-from tests.helpers import HOOK, documents, write_set
 
 SMALL = TrainRecipe(width=2, k=4, batch=64, epochs=4)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Stops(Watcher):
-    """Interrupts after eight steps."""
-
-    def __init__(self):
-        self.left = 8
-
-    def step(self, rows: int, losses: list) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -42,7 +31,7 @@ def toy(store) -> Path:
     )
     train(SMALL, name="whole")
     with pytest.raises(KeyboardInterrupt):
-        train(replace(SMALL, k=2), name="parts", watcher=Stops())
+        train(replace(SMALL, k=2), name="parts", watcher=Stops(8))
     return folder
 
 

@@ -8,7 +8,9 @@ that its documentation recommends (quoted in its script).
 Tokens/s of full training steps, medians over interleaved repeats, beside the encoder's product alone ("floor": through
 oneDNN, and at PyTorch's default). Auxiliary losses cost nothing while no feature counts as dead: the peers' windows are
 longer than this run, lensae's is not. "others" is how many cores other processes kept busy meanwhile, in the worst
-turn: a line where that is not about 0 was disturbed. How good the SAEs become is the matter of quality.py.
+turn: a line where that is not about 0 was disturbed. EV, L0 and dead are those of the held-out rows after the timed
+steps, equally many for all, at the documented learning rates and amid their schedules: how good the SAEs become, each
+at its best learning rate, is the matter of quality.py.
 """
 
 from __future__ import annotations
@@ -77,14 +79,23 @@ def speeds(family: str, width: int, settings: dict, options, log: Path) -> list[
 
     with started(all_of_them()) as contestants:
         figures = interleaved(contestants, case, options.repeats)
+        after = {one.name: one.turn(case | {"part": "reached"}) for one in contestants if one.name not in FLOORS}
     about = {"family": family, "width": width}
-    found = [about | {"contestant": name} | speed_of(runs) for name, runs in figures.items()]
+    found = [
+        about | {"contestant": name} | quality_of(after.get(name)) | speed_of(runs) for name, runs in figures.items()
+    ]
     rates = {row["contestant"]: row["tokens_per_second"] for row in found}
     peers = [rate for name, rate in rates.items() if name not in FLOORS and name != "lensae"]
     for row in found:
         row["to_fastest_peer"] = row["tokens_per_second"] / max(peers) if peers else None
         row["to_floor"] = row["tokens_per_second"] / max(rates[name] for name in FLOORS)
     return found
+
+
+def quality_of(found: dict | None) -> dict:
+    """Where one contestant's training had got to when its turns were over (nothing for a floor)."""
+    names = ("tokens_seen", "explained_variance", "l0", "dead")
+    return {name: found[name] for name in names} if found else {}
 
 
 def speed_of(runs: list[dict]) -> dict:

@@ -14,7 +14,9 @@ EXAMPLES = examples("experiment experiments/demo.toml")
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="TOML with tables [collect], [train], [features] and [steer].")],
+    recipe: Annotated[
+        Path, typer.Argument(help="TOML with tables \\[collect], \\[train], \\[features] and \\[steer].")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe end to end: collect, train, evaluate, index, features, steer; figures go to experiments/results."""

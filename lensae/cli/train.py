@@ -52,7 +52,7 @@ def command(
         str | None, typer.Option(help="Set of the same tokens whose rows are predicted: a transcoder.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Of the split, the start and the order. Default 0. *")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file with a [train] table; flags override it.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file with a \\[train] table; flags override it.")] = None,
     shard_features: Annotated[
         bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
     ] = False,

@@ -50,14 +50,16 @@ class Results:
 
 def show_speed(rows: list[dict]) -> None:
     """The table of the first part."""
-    table = table_of("full training steps", "width family contestant tokens/s peer floor memory others")
+    table = table_of("full training steps", "width family contestant tokens/s peer floor EV L0 dead memory others")
     for row in rows:
         peer = f"{row['to_fastest_peer']:.2f}x" if row["to_fastest_peer"] else ""
         memory = f"{row['peak_memory'] / 2**20:,.0f} MiB"
         rate, floor = f"{row['tokens_per_second']:,.0f}", f"{row['to_floor']:.2f}x"
-        table.add_row(
-            f"{row['width']:,}", row["family"], row["contestant"], rate, peer, floor, memory, f"{row['others']:.2f}"
-        )
+        came_to = ("", "", "")
+        if row.get("explained_variance") is not None:
+            came_to = (f"{row['explained_variance']:.3f}", f"{row['l0']:.1f}", f"{row['dead']:.1%}")
+        named = (f"{row['width']:,}", row["family"], row["contestant"])
+        table.add_row(*named, rate, peer, floor, *came_to, memory, f"{row['others']:.2f}")
     Console(width=120).print(table)
 
 

@@ -119,6 +119,8 @@ def serve_trainings(build: Callable, around: Callable[[], AbstractContextManager
             with around():
                 if case["part"] == "quality":
                     return quality(build, job, rows, case.get("folder"))
+                if case["part"] == "reached":
+                    return reached(*kept[job], rows, job)
                 return speed(build, job, rows, kept, case["steps"])
 
         return run
@@ -143,6 +145,13 @@ def speed(build: Callable, job: Job, rows: Rows, kept: dict, steps: int) -> dict
     seconds = learn(kept[job], rows, steps)
     others = before and (busy_seconds()[0] - before[0]) - (busy_seconds()[1] - before[1])
     return {"seconds": seconds, "tokens": steps * job.batch, "others": others and max(0.0, others) / seconds}
+
+
+def reached(training: Training, steps: int, rows: Rows, job: Job) -> dict:
+    """What the training whose steps were timed has come to, as it is kept for use; that ends it."""
+    training.finish()
+    encode = training.ways.get("saved", training.ways["trained"])
+    return {"tokens_seen": steps * job.batch} | measured(encode, rows, job.d_sae)
 
 
 def busy_seconds() -> tuple[float, float] | None:
