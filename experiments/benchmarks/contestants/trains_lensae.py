@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import deque
 
 from trains_shared import Job, serve_trainings
 
@@ -45,21 +44,18 @@ class LensaeTraining:
         sample_BD = torch.cat(list(itertools.islice(batches(), SAMPLE_BATCHES)))
         self.scale = norm_scale(sample_BD)
         self.lane.start([sample_BD], (self.scale,))
-        self.last: deque = deque(maxlen=CALIBRATION_BATCHES)
+        self.last = lambda: itertools.islice(batches(), max(0, job.steps - CALIBRATION_BATCHES), None)
 
     def step(self, x_BD) -> None:
         """Learn from one batch."""
-        rows_BD = x_BD * self.scale
-        self.lane.step([rows_BD])
+        self.lane.step([x_BD * self.scale])
         self.lane.settle()
-        if self.lane.place.step + CALIBRATION_BATCHES > self.lane.plan.steps:
-            self.last.append(rows_BD)
 
     def finish(self) -> None:
         """Calibrate; the SAE is used as it is saved, for raw activations."""
         trainer = self.lane.trainer
         trainer.eval()
-        trainer.calibrate(lambda: iter(self.last))
+        trainer.calibrate(lambda: (x_BD * self.scale for x_BD in self.last()))
         sae = self.sae = trainer.sae(self.scale, {})
 
         def encode(x_BD):
