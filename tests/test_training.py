@@ -12,8 +12,11 @@ import torch
 from helpers import HOOK
 from toys import SMALL, TARGET_HOOK, WIDTH, Stops, digest, interrupted, made, metrics, write_target
 
+from lensae import registry
 from lensae.paths import find_sae, find_set, read_set
 from lensae.recipe import TrainRecipe
+from lensae.sae import plan as plans
+from lensae.sae.lane import Lane
 from lensae.stages.train import train
 from lensae.stages.training_data import open_data
 
@@ -144,11 +147,9 @@ def test_no_event_files_without_tensorboard(toy, monkeypatch):
 
 
 def settled(rows: int, d_model: int, monkeypatch, cores: int = 2, **given):
-    from lensae.sae import plan
-
-    monkeypatch.setattr(plan, "cores", lambda: cores)
+    monkeypatch.setattr(plans, "cores", lambda: cores)
     recipe = TrainRecipe(**given)
-    return plan.complete(recipe, rows, d_model), plan.make_plan(recipe, rows, d_model)
+    return plans.complete(recipe, rows, d_model), plans.make_plan(recipe, rows, d_model)
 
 
 def test_more_rows_more_features(monkeypatch):
@@ -176,6 +177,34 @@ def test_few_steps_learn_faster_still(monkeypatch):
         assert (plan.aux, plan.steps, plan.lr, plan.beta2, plan.dead_window) == (expected, 65, 6e-3, 0.95, 4096)
     _recipe, plan = settled(266_000, 576, monkeypatch, batch=4096)
     assert (plan.aux, plan.steps, plan.lr) == (1 / 32, 390, 2e-3)
+
+
+def test_features_that_fire_rarely_have_more_time_and_in_few_steps_a_slower_encoder(monkeypatch):
+    """An average one of 18,432 fires on 7 rows of 4,096."""
+    few = {"epochs": 1, "batch": 4096}
+    _recipe, wide = settled(266_000, 576, monkeypatch, width=32, k=32, **few)
+    assert wide.dead_window == 25 * 576 and wide.encoder_share == pytest.approx((4096 / 576 / 28) ** 0.5)
+    _recipe, sparser = settled(266_000, 576, monkeypatch, width=32, k=32, target_l0=8.0, **few)
+    assert sparser.dead_window == 4 * wide.dead_window and sparser.encoder_share == wide.encoder_share / 2
+    for other in ({"width": 8}, {"width": 32, "lr": 1e-3}, {"width": 32, "epochs": 6}):
+        _recipe, plan = settled(266_000, 576, monkeypatch, k=32, **few | other)
+        assert plan.encoder_share == 1
+
+
+@pytest.mark.parametrize(("arch", "share"), [("topk", 0.5), ("jumprelu", 0.5), ("relu", 1.0), ("tied-l1", 1.0)])
+def test_the_encoder_learns_at_its_share_of_the_rate(arch, share):
+    """Adam's first step is the learning rate wherever there is a gradient."""
+    recipe = plans.complete(TrainRecipe(arch=arch, width=2, k=4, batch=64, epochs=1, warmup=0.0), 640, 16)
+    plan = replace(plans.make_plan(recipe, 640, 16), encoder_share=0.5, lr=1e-3)
+    trainer = registry.load("sae.architectures", arch).Trainer
+    lane = Lane(recipe, plan, lambda window: trainer(16, 32, recipe, window))
+    rows_BD = torch.randn(64, 16)
+    lane.start([rows_BD], (1.0,))
+    before_FD = lane.trainer.W_enc_FD.detach().clone()
+    lane.trainer.after_step = lambda: None
+    lane.step([rows_BD])
+    moved_FD = (lane.trainer.W_enc_FD.detach() - before_FD).abs()
+    assert float(moved_FD.max()) == pytest.approx(share * 1e-3, rel=1e-3)
 
 
 def test_the_choices_are_explained(toy, lensae):

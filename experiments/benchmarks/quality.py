@@ -50,8 +50,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default=str(EXPERIMENTS / "quality.toml"))
     parser.add_argument("--families", nargs="+", help="some of the recipe's, the results of the others staying")
-    parser.add_argument("--results", default=str(EXPERIMENTS / "results" / "quality"))
-    return parser.parse_args()
+    parser.add_argument("--results", help="results/ and the recipe's name, unless given")
+    options = parser.parse_args()
+    options.results = options.results or str(EXPERIMENTS / "results" / Path(options.recipe).stem)
+    return options
 
 
 def trained(name: str, tool: Tool, family: str, wanted: dict, rows: Rows, log: Path) -> list[dict]:

@@ -86,9 +86,8 @@ class Lane:
         self.trainer = make_trainer(plan.dead_window).to(device)
         self.trainer.steps, self.trainer.aux = plan.steps, plan.aux
         self.random = torch.get_rng_state()
-        self.optimizer = torch.optim.Adam(
-            self.trainer.parameters(), lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True
-        )
+        groups = self.trainer.rates(plan.encoder_share)
+        self.optimizer = torch.optim.Adam(groups, lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True)
         self.scales: tuple[float, ...] = ()
         self.average: Average | None = None
         self.best: dict[str, torch.Tensor] | None = None
@@ -137,7 +136,7 @@ class Lane:
         self.trainer.train()
         now = self.place
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(now.step, self.plan, self.recipe)
+            group["lr"] = group["share"] * learning_rate(now.step, self.plan, self.recipe)
         self.trainer.progress = now.step / self.plan.steps
         with self.own_random():
             result = self.trainer(*rows)

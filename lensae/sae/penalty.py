@@ -36,6 +36,10 @@ class L1Coder(Coder):
         self.register_buffer("log_l1", torch.tensor(math.log(self.recipe.l1)))
         self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
 
+    def rates(self, encoder_share: float) -> list[dict]:
+        """One group: with an encoder that learns more slowly relu ends worse."""
+        return [{"params": list(self.parameters()), "share": 1.0}]
+
     @property
     def gain(self) -> float:
         """How fast the weight follows: in few steps it has to go the same way faster."""

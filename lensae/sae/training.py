@@ -121,6 +121,12 @@ class Coder(Part):
         """What decides how many features fire, for names and headings: "k32"."""
         return f"k{recipe.k}"
 
+    def rates(self, encoder_share: float) -> list[dict]:
+        """The optimizer's groups of parameters, each with its share of the learning rate: the encoder's weights have
+        one of their own."""
+        rest = [parameter for parameter in self.parameters() if parameter is not self.W_enc_FD]
+        return [{"params": rest, "share": 1.0}, {"params": [self.W_enc_FD], "share": encoder_share}]
+
     @property
     def shift_D(self) -> torch.Tensor:
         """What is subtracted from the input rows."""
