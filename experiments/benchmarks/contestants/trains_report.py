@@ -18,10 +18,12 @@ from lensae.durable import write_file, write_json
 ABOUT_QUALITY = """Means over seeds with 95 % bootstrap intervals over seeds and held-out documents. Explained variance
 is 1 - E|x - x_hat|^2 / Var(x); CE recovered is the share of the loss between a zeroed and a whole stream that the SAE
 keeps. What is measured is what a tool keeps for use: of BatchTopK an SAE with a threshold. "In training" is the
-explained variance of those rows by the rule of training, the largest of a batch. One pass is 65 steps: at its end the
-ReLU SAEs of the other tools hardly reconstruct the rows yet, so that line says how soon, not how well in the end. Made
-by `make bench-quality` from {name}.toml; every run is in {name}.json.
+explained variance of those rows by the rule of training, the largest of a batch.{more}
+Made by `make bench-quality` from {name}.toml; every run is in {name}.json.
 """
+ABOUT_RELU = """ One pass is 65 steps: at its
+end the ReLU SAEs of the other tools hardly reconstruct the rows yet, so that line says how soon, not how well in the
+end."""
 COMPARED = ("explained_variance", "ce_recovered")
 
 
@@ -92,7 +94,8 @@ def write_quality(results: Results, path: Path) -> None:
     shape = f"{recipe['width']:,} features, k = {recipe['k']}, one pass in batches of {recipe['batch']:,}"
     rows = f"{recipe['rows']:,} rows of smollm2-135m, {results.about['hook']}, a tenth of the documents held out"
     text = [f"# Quality on equal tokens\n\n{rows}; {shape}; seeds {', '.join(map(str, recipe['seeds']))}.\n"]
-    text.append(ABOUT_QUALITY.format(name=path.stem))
+    more = ABOUT_RELU if any(line["family"] == "relu" for line in lines) else ""
+    text.append(ABOUT_QUALITY.format(name=path.stem, more=more))
     text.append("| family | trained by | explained variance | in training | CE recovered | L0 | dead | learning rate |")
     text.append("|---|---|---|---|---|---|---|---|")
     for line in lines:
