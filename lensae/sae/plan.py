@@ -89,9 +89,10 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
 
     Epochs: about 1.5 million tokens in all, from 1 to 30 passes. Learning rate: 2e-4 / sqrt(F / 16384) (Gao et al.
     2024) is meant for long trainings; below some ten million tokens a higher one ends better, so it is 2e-3 there,
-    and below SHORT_STEPS steps 6e-3, with a shorter memory of past gradients and a heavier auxiliary loss. Dead means
-    silent for a tenth of the budget (a hundredth of such a short one), at most ten million tokens, or for as long as an
-    average feature takes to fire LEAST_FIRINGS times.
+    and below SHORT_STEPS steps 6e-3, with a shorter memory of past gradients, a heavier auxiliary loss and, in wide
+    SAEs, a slower encoder (unless the recipe has a rate). Dead means silent for a tenth of the budget (a hundredth of
+    such a short one), at most ten million tokens, or for as long as an average feature takes to fire LEAST_FIRINGS
+    times.
     """
     recipe = complete(recipe, rows, d_model)
     d_sae = max(1, round(recipe.width * d_model))
