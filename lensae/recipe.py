@@ -35,9 +35,10 @@ class TrainRecipe:
 
     `width` is the number of features, as a multiple of d_model; `k` the active features per token (topk, batchtopk,
     matryoshka); `l1` the sparsity weight (relu, tied-l1, gated), which starts there and moves when `target_l0` says how
-    many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that (jumprelu);
-    `bandwidth` of the estimate of a threshold's gradient, in rows of norm sqrt(d_model) (jumprelu); `aux` weight of the
-    loss that revives silent features; `epochs` passes over the training rows, or `tokens` in all.
+    many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that, `l0_penalty` how
+    its gradient is estimated ("step" or "tanh") and `bandwidth` of the estimates, in rows of norm sqrt(d_model)
+    (jumprelu); `aux` weight of the loss that revives silent features; `epochs` passes over the training rows, or
+    `tokens` in all.
     `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
     past in a running mean of the weights, which then is what is measured and kept (0: none).
     `encoder_dtype` is the precision of the product by which features are selected in training; their values are
@@ -53,6 +54,7 @@ class TrainRecipe:
     l1: float = 0.1
     target_l0: float | None = None
     l0_weight: float = 3.0
+    l0_penalty: str = "step"
     bandwidth: float = 1.0
     lr: float | None = None
     batch: int | None = None
@@ -83,8 +85,9 @@ class TrainRecipe:
                 raise UserError(f"{name} cannot be {value}", "a share from 0 up to 1")
         if self.resample < 0:
             raise UserError(f"resample cannot be {self.resample}", "0 or more")
-        if self.encoder_dtype not in ENCODER_DTYPES:
-            raise UserError(f"encoder_dtype cannot be '{self.encoder_dtype}'", f"one of {', '.join(ENCODER_DTYPES)}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} cannot be '{getattr(self, name)}'", f"one of {', '.join(known)}")
         if self.epochs and self.tokens:
             raise UserError("epochs and tokens are both given", "give one of them")
 
@@ -93,8 +96,8 @@ POSITIVE = (
     *("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience", "lr", "epochs", "tokens", "target_l0"),
     *("shuffle_rows", "checkpoint_minutes"),
 )
-ENCODER_DTYPES = ("float32", "bfloat16")
-WORDS = ("arch", "target", "encoder_dtype")
+CHOICES = {"encoder_dtype": ("float32", "bfloat16"), "l0_penalty": ("step", "tanh")}
+WORDS = ("arch", "target", *CHOICES)
 WHOLE = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
 SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 

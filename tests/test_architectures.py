@@ -27,6 +27,7 @@ SAVED_AS = {
     "tied-l1": "standard",
     "topk": "topk",
 }
+TANH = {"l0_penalty": "tanh"}
 D_MODEL, D_SAE = 12, 30
 
 
@@ -64,7 +65,7 @@ def ready(trainer):
 
 
 def test_every_family_is_tested():
-    assert set(SAVED_AS) == set(ARCHITECTURES)
+    assert set(SAVED_AS) == set(ARCHITECTURES) == {arch for arch, *_ in PLANTED}
 
 
 @pytest.mark.parametrize("d_out", [None, D_MODEL, 17])
@@ -202,26 +203,31 @@ def plain_gated(t, x_BD):
 
 def plain_jumprelu(t, x_BD):
     """Rajamanoharan et al. 2024 (JumpReLU), equations 11 and 12: the estimates stand as constants before a threshold
-    whose own value cancels out."""
+    whose own value cancels out. With "tanh" the number of features is a constant, and the sum of their tanh cancels
+    out."""
     pre_BF, threshold_F, width = plain_pre(t, x_BD), t.log_threshold.exp(), t.recipe.bandwidth
     fires_BF = (pre_BF > threshold_F).double()
     near_BF = ((pre_BF - threshold_F).abs() < width / 2).double()
     change_F = threshold_F - threshold_F.detach()
     features_BF = pre_BF * fires_BF - (threshold_F / width * near_BF).detach() * change_F
-    l0 = (fires_BF - near_BF / width * change_F).sum(1).mean()
+    if t.recipe.l0_penalty == "tanh":
+        tanh_BF = (features_BF / width).tanh()
+        l0 = (fires_BF + tanh_BF - tanh_BF.detach()).sum(1).mean()
+    else:
+        l0 = (fires_BF - near_BF / width * change_F).sum(1).mean()
     x_hat_BD = features_BF @ t.W_dec + t.b_dec
     penalty = t.recipe.l0_weight * (l0 / 4 - 1).square()
     return plain_mse(x_BD, x_hat_BD) + penalty + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_loss_and_its_gradients_against_plain_formulas(arch, sparse):
+@pytest.mark.parametrize(("arch", "settings"), [*((arch, {}) for arch in ARCHITECTURES), ("jumprelu", TANH)])
+def test_the_loss_and_its_gradients_against_plain_formulas(arch, settings, sparse):
     """In training, with dead features, in float64: every parameter's gradient, straight-through estimates included.
 
     Families that choose between sparse and dense features are tested with both.
     """
-    trainer = trainer_of(arch, bandwidth=1.5).double().train()
+    trainer = trainer_of(arch, bandwidth=1.5, **settings).double().train()
     if not sparse and not hasattr(trainer, "density"):
         pytest.skip("its features are always sparse")
     trainer.density = 0.0 if sparse else 1.0
@@ -355,23 +361,23 @@ def train(recipe: TrainRecipe, x, held, d_out: int | None = None):
 # Each with the least mean max cosine that is asked of it. Matryoshka's nested losses pull the first features towards
 # mixtures of the planted ones, which have no order: with as many features as there are vectors it comes to 0.81, with
 # twice as many to 0.93.
-PLANTED = {
-    "topk": ({"lr": 3e-3}, 0.95),
-    "batchtopk": ({"lr": 1e-2, "epochs": 20}, 0.95),
-    "matryoshka": ({"lr": 3e-3, "width": 8}, 0.91),
-    "relu": ({"lr": 3e-3, "target_l0": 8}, 0.95),
-    "tied-l1": ({"lr": 3e-3, "target_l0": 8}, 0.95),
-    "gated": ({"lr": 3e-3, "target_l0": 8}, 0.95),
-    "jumprelu": ({"lr": 6e-3, "l0_weight": 1.0}, 0.95),
-}
+PLANTED = [
+    ("topk", {"lr": 3e-3}, 0.95),
+    ("batchtopk", {"lr": 1e-2, "epochs": 20}, 0.95),
+    ("matryoshka", {"lr": 3e-3, "width": 8}, 0.91),
+    ("relu", {"lr": 3e-3, "target_l0": 8}, 0.95),
+    ("tied-l1", {"lr": 3e-3, "target_l0": 8}, 0.95),
+    ("gated", {"lr": 3e-3, "target_l0": 8}, 0.95),
+    ("jumprelu", {"lr": 6e-3, "l0_weight": 1.0}, 0.95),
+    ("jumprelu", {"lr": 6e-3, "l0_weight": 1.0, **TANH}, 0.95),
+]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_planted_directions_are_found(arch):
+@pytest.mark.parametrize(("arch", "settings", "least"), PLANTED)
+def test_planted_directions_are_found(arch, settings, least):
     """And as many features fire as were asked for, within 5 %."""
     x, dictionary, _weights = planted(24_000, 1)
     held, *_ = planted(2_000, 2)
-    settings, least = PLANTED[arch]
     result = train(TrainRecipe(arch=arch, **{"k": 8, "batch": 256, "width": 4, "epochs": 25, **settings}), x, held)
     sae = result.sae({})
     best = (dictionary @ sae.W_dec.T).max(dim=1).values.mean()

@@ -1,6 +1,7 @@
 """JumpReLU: a feature fires above a threshold of its own, which is learned through straight-through estimators
 (Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders"), here
-with a penalty on the distance of L0 from a target.
+with a penalty on the distance of L0 from a target. L0 has no gradient; it is estimated from the pairs near their
+thresholds, as there, or as that of a sum of tanh (Anthropic, Circuits Updates, January 2025).
 
 Shapes: B rows, D d_model, F features; X is N active pairs, or B rows by F features.
 """
@@ -53,10 +54,27 @@ class Fires(torch.autograd.Function):
         return None, (grad_X * near_X / -ctx.width).sum_to_size(threshold.shape), None
 
 
+class Smooth(torch.autograd.Function):
+    """1 where a feature is above zero, else zero; the gradient is that of tanh(feature / width), which reaches the
+    encoder's weights, the biases and, through the feature's own estimate, the thresholds."""
+
+    @staticmethod
+    def forward(ctx, feature_X, width: float):
+        ctx.width = width
+        ctx.save_for_backward(feature_X)
+        return (feature_X > 0).to(feature_X.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_X):
+        [feature_X] = ctx.saved_tensors
+        return grad_X * (1 - (feature_X / ctx.width).tanh().square()) / ctx.width, None
+
+
 class Trainer(Coder):
     """Loss: mean squared error over the batch's variance, `recipe.l0_weight` times (L0 / target - 1)^2, and the
-    auxiliary loss of TopK. The target is `recipe.target_l0`, or `recipe.k`. On rows that are not trained on the
-    number differs somewhat: the thresholds are moved together to meet it there."""
+    auxiliary loss of TopK. The target is `recipe.target_l0`, or `recipe.k`; `recipe.l0_penalty` says how the gradient
+    of L0 is estimated. On rows that are not trained on the number differs somewhat: the thresholds are moved together
+    to meet it there."""
 
     saved_as = "jumprelu"
     hints = ("density",)
@@ -100,7 +118,9 @@ class Trainer(Coder):
         threshold = pre.each(threshold_F)
         features = pre.of(Jump.apply(pre.value, threshold, width))
         x_hat_BD = self.decode(features)
-        l0 = self.per_row(Fires.apply(pre.value, threshold, width), len(x_BD))
+        tanh = self.training and self.recipe.l0_penalty == "tanh"
+        fires_X = Smooth.apply(features.value, width) if tanh else Fires.apply(pre.value, threshold, width)
+        l0 = self.per_row(fires_X, len(x_BD))
         self.density = float(l0.detach()) / self.d_sae
         weight = self.recipe.l0_weight if self.training else 1.0
         losses = {"mse": unexplained(target_BD, x_hat_BD, self.world), "l0": weight * (l0 / self.target - 1).square()}
