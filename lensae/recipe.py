@@ -39,6 +39,7 @@ class TrainRecipe:
     its gradient is estimated ("step" or "tanh") and `bandwidth` of the estimates, in rows of norm sqrt(d_model)
     (jumprelu); `aux` weight of the loss that revives silent features; `epochs` passes over the training rows, or
     `tokens` in all.
+    `norm_limit`: rows longer than so many times the mean are shortened to that in training (0: they stay).
     `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
     past in a running mean of the weights, which then is what is measured and kept (0: none).
     `encoder_dtype` is the precision of the product by which features are selected in training; their values are
@@ -65,6 +66,7 @@ class TrainRecipe:
     patience: int = 3
     heldout: float = 0.1
     aux: float | None = None
+    norm_limit: float = 4.0
     resample: int = 0
     average: float = 0.0
     encoder_dtype: str = "float32"
@@ -83,8 +85,9 @@ class TrainRecipe:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name} cannot be {value}", "a share from 0 up to 1")
-        if self.resample < 0:
-            raise UserError(f"resample cannot be {self.resample}", "0 or more")
+        for name in ("resample", "norm_limit"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} cannot be {getattr(self, name)}", "0 or more")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} cannot be '{getattr(self, name)}'", f"one of {', '.join(known)}")

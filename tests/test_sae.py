@@ -183,6 +183,7 @@ def test_recipe_files(tmp_path):
     for text, message in (
         ("[train]\nwdith = 4\n", "wdith"),
         ("[train]\nk = 'many'\n", "cannot be"),
+        ("[train]\nnorm_limit = -1\n", "norm_limit cannot be -1"),
         ("[train]\nl0_penalty = 'l1'\n", "l0_penalty cannot be 'l1'"),
         ("[other]\n", "no .train. table"),
         ("not toml", "not TOML"),

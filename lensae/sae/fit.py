@@ -41,6 +41,7 @@ class Fit:
     history: list[Measured] = field(default_factory=list)
     heldout: Reconstruction | None = None
     stopped: str = "finished"
+    massive: float = 0.0  # the share of the rows learnt from that were shortened
     seconds: float = 0.0
     strengths: tuple[np.ndarray, int] | None = None  # counts of activations by size, and of zeros
     agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
@@ -110,9 +111,8 @@ def _start(lanes: list[Lane], train_rows: Batches, world: World) -> None:
     if lanes:
         with _closing(train_rows(0, 0)) as batches:
             sample = _sample(batches, world)
-        scales = tuple(norm_scale(rows_BD) for rows_BD in sample)
         for lane in lanes:
-            lane.start(sample, scales)
+            lane.start(sample, tuple(norm_scale(rows_BD, lane.recipe.norm_limit) for rows_BD in sample))
 
 
 def _sample(batches: Iterator[Batch], world: World) -> list[torch.Tensor]:
@@ -194,7 +194,9 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     [(found, _loss)] = measure_all([lane], heldout_rows())
     fired = strengths(lane.trainer, heldout_rows(), *lane.scales)
     alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
-    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, fired, alike)
+    now = lane.place
+    massive = now.massive / max(now.tokens, 1)
+    return Fit(lane.trainer, lane.scales, now.history, found, now.stopped, massive, lane.seconds, fired, alike)
 
 
 class _Keeper:

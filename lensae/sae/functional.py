@@ -36,6 +36,19 @@ def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float
     return point_D
 
 
-def norm_scale(x_BD: torch.Tensor) -> float:
-    """The factor that gives the rows a mean Euclidean norm of sqrt(D)."""
-    return float(x_BD.shape[-1] ** 0.5 / x_BD.norm(dim=-1).mean().clamp(min=1e-12))
+def limited(x_BD: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows, where those with a Euclidean norm above `most` are shortened to it, and which ones these are (B,)."""
+    norm_B = torch.linalg.vector_norm(x_BD, dim=-1)
+    long_B = norm_B > most
+    if not long_B.any():
+        return x_BD, long_B
+    return torch.where(long_B[:, None], x_BD * (most / norm_B)[:, None], x_BD), long_B
+
+
+def norm_scale(x_BD: torch.Tensor, limit: float = 0.0) -> float:
+    """The factor that gives the rows a mean Euclidean norm of sqrt(D), where none counts for more than `limit` times
+    their median (0: for all that it is)."""
+    norm_B = x_BD.norm(dim=-1)
+    if most := limit * float(norm_B.median()):
+        norm_B = norm_B.clamp(max=most)
+    return float(x_BD.shape[-1] ** 0.5 / norm_B.mean().clamp(min=1e-12))

@@ -42,7 +42,7 @@ class LensaeTraining:
         make = lambda window: architecture.Trainer(job.d_model, job.d_sae, recipe, window)  # noqa: E731
         self.lane, self.lr = Lane(recipe, plan, make), plan.lr
         sample_BD = torch.cat(list(itertools.islice(batches(), SAMPLE_BATCHES)))
-        self.scale = norm_scale(sample_BD)
+        self.scale = norm_scale(sample_BD, recipe.norm_limit)
         self.lane.start([sample_BD], (self.scale,))
         self.last = lambda: itertools.islice(batches(), max(0, job.steps - CALIBRATION_BATCHES), None)
 
