@@ -39,7 +39,8 @@ class TrainRecipe:
     its gradient is estimated ("step" or "tanh") and `bandwidth` of the estimates, in rows of norm sqrt(d_model)
     (jumprelu); `aux` weight of the loss that revives silent features; `epochs` passes over the training rows, or
     `tokens` in all.
-    `norm_limit`: rows longer than so many times the mean are shortened to that in training (0: they stay).
+    `norm_limit`: a row's error weighs no more in training than that of a row so many times as long as the mean (0: as
+    much as it is).
     `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
     past in a running mean of the weights, which then is what is measured and kept (0: none).
     `encoder_dtype` is the precision of the product by which features are selected in training; their values are

@@ -41,7 +41,6 @@ class Fit:
     history: list[Measured] = field(default_factory=list)
     heldout: Reconstruction | None = None
     stopped: str = "finished"
-    massive: float = 0.0  # the share of the rows learnt from that were shortened
     seconds: float = 0.0
     strengths: tuple[np.ndarray, int] | None = None  # counts of activations by size, and of zeros
     agreement: float | None = None  # of an encoder in fewer bits (lensae.sae.measure.agreement)
@@ -194,9 +193,7 @@ def result(lane: Lane, heldout_rows: Callable[[], Iterable[Batch]]) -> Fit:
     [(found, _loss)] = measure_all([lane], heldout_rows())
     fired = strengths(lane.trainer, heldout_rows(), *lane.scales)
     alike = agreement(lane.trainer, heldout_rows(), *lane.scales)
-    now = lane.place
-    massive = now.massive / max(now.tokens, 1)
-    return Fit(lane.trainer, lane.scales, now.history, found, now.stopped, massive, lane.seconds, fired, alike)
+    return Fit(lane.trainer, lane.scales, lane.place.history, found, lane.place.stopped, lane.seconds, fired, alike)
 
 
 class _Keeper:

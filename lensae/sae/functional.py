@@ -36,15 +36,6 @@ def geometric_median(x_BD: torch.Tensor, iterations: int = 100, tolerance: float
     return point_D
 
 
-def limited(x_BD: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows, where those with a Euclidean norm above `most` are shortened to it, and which ones these are (B,)."""
-    norm_B = torch.linalg.vector_norm(x_BD, dim=-1)
-    long_B = norm_B > most
-    if not long_B.any():
-        return x_BD, long_B
-    return torch.where(long_B[:, None], x_BD * (most / norm_B)[:, None], x_BD), long_B
-
-
 def norm_scale(x_BD: torch.Tensor, limit: float = 0.0) -> float:
     """The factor that gives the rows a mean Euclidean norm of sqrt(D), where none counts for more than `limit` times
     their median (0: for all that it is)."""

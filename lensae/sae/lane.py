@@ -16,7 +16,7 @@ import torch
 
 from lensae.errors import LensaeError
 from lensae.recipe import TrainRecipe
-from lensae.sae import functional, resampling
+from lensae.sae import resampling
 from lensae.sae.averaging import Average
 from lensae.sae.evaluate import Reconstruction
 from lensae.sae.plan import Plan, learning_rate
@@ -48,14 +48,13 @@ class Place:
     """How far a training is; `epoch` and `batch` are those of the batch that comes next, both from 0.
 
     `sums` and `seen` are of the losses since the last measurement; `waited` is the number of epochs since one was
-    better than all before; `massive` counts the rows that were shortened; `stopped` says why the training is over.
+    better than all before; `stopped` says why the training is over.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     tokens: int = 0
-    massive: int = 0
     best_loss: float = math.inf
     better: bool = False
     waited: int = 0
@@ -101,7 +100,7 @@ class Lane:
         self.scales = scales
         with self.own_random():
             rows = [rows_BD.to(self.device) * scale for rows_BD, scale in zip(sample, scales, strict=True)]
-            self.trainer.initialise(*self._limited(rows)[0])
+            self.trainer.initialise(*rows)
         held = self.trainer.state_dict().items()
         self.trainer.world.same(*(t for name, t in held if self.trainer.is_shared(name)))
         if self.recipe.average:
@@ -131,9 +130,7 @@ class Lane:
     def step(self, rows: list[torch.Tensor]) -> dict[str, float]:
         """Learn from one batch of rows, multiplied by the scales; the parts of its loss.
 
-        A row that is longer than `recipe.norm_limit` times the mean is shortened to that: a batch that holds a massive
-        activation (Sun et al. 2024) would teach nothing but it. A loss that is not finite ends the training before it
-        has changed a weight.
+        A loss that is not finite ends the training before it has changed a weight.
         """
         self.torn = True
         self.trainer.train()
@@ -141,7 +138,6 @@ class Lane:
         for group in self.optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(now.step, self.plan, self.recipe)
         self.trainer.progress = now.step / self.plan.steps
-        rows, massive = self._limited(rows)
         with self.own_random():
             result = self.trainer(*rows)
         losses = {name: float(part.detach()) for name, part in result.losses.items()}
@@ -150,7 +146,6 @@ class Lane:
             return losses
         self._descend(sum(result.losses.values()))
         self._count(losses, self.trainer.world.rows(len(rows[0])))
-        now.massive += self.trainer.world.rows(massive)
         if resampling.due(now.step, self.recipe.resample, self.plan, self.recipe.decay):
             with self.own_random():
                 resampling.resample(self.trainer, self.optimizer, rows[0], rows[-1])
@@ -165,13 +160,6 @@ class Lane:
     def settle(self) -> None:
         """All that belongs to a batch is done."""
         self.torn = self.failed
-
-    def _limited(self, rows: list[torch.Tensor]) -> tuple[list[torch.Tensor], int]:
-        """None longer than the recipe allows, and how many were; scaled rows have a mean norm of sqrt(D)."""
-        if not self.recipe.norm_limit:
-            return rows, 0
-        found = [functional.limited(rows_BD, self.recipe.norm_limit * rows_BD.shape[1] ** 0.5) for rows_BD in rows]
-        return [rows_BD for rows_BD, _ in found], int(torch.stack([long_B for _, long_B in found]).any(0).sum())
 
     def _descend(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

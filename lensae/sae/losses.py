@@ -55,10 +55,23 @@ class _Some(torch.autograd.Function):
         return torch.sparse_coo_tensor(*found, is_coalesced=True, check_invariants=False), None
 
 
-def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, world: World = ALONE) -> torch.Tensor:
-    """Mean squared error over the variance of the whole batch: 1 less the share of variance explained."""
-    spread = world.mean(torch.linalg.vector_norm(x_BD, dim=-1).square()) - world.mean(x_BD).square().sum()
-    return world.mean(_SquaredDistance.apply(x_BD, x_hat_BD)) / spread.clamp(min=1e-12)
+def weights(square_B: torch.Tensor, width: int, limit: float) -> torch.Tensor:
+    """1 for rows of these squared norms up to `limit` times sqrt(width), the mean (0: for all); longer ones (massive
+    activations: Sun et al. 2024) weigh so much less that their squared norm counts as that. A few of them can hold
+    most of a batch's energy, and would be all that is learnt from it."""
+    return ((limit**2 * width or math.inf) / square_B).clamp(max=1.0)
+
+
+def unexplained(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, world: World = ALONE, limit: float = 0.0) -> torch.Tensor:
+    """Mean squared error over the variance of the whole batch, 1 less the share of variance explained; rows weigh as
+    `weights` says."""
+    square_B = torch.linalg.vector_norm(x_BD, dim=-1).square()
+    weight_B = weights(square_B, x_BD.shape[1], limit)
+    error_B = _SquaredDistance.apply(x_BD, x_hat_BD) * weight_B
+    if (weight_B < 1).any():
+        x_BD, square_B = x_BD * weight_B.sqrt()[:, None], square_B * weight_B
+    spread = world.mean(square_B) - world.mean(x_BD).square().sum()
+    return world.mean(error_B) / spread.clamp(min=1e-12)
 
 
 def aux_loss(coder: Coder, x_BD: torch.Tensor, target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
@@ -81,6 +94,8 @@ def aux_loss(coder: Coder, x_BD: torch.Tensor, target_BD: torch.Tensor, x_hat_BD
     if k < count:
         best_BK = pre_BR.detach().topk(min(k, len(index_R)), dim=1).values
         pre_BR = pre_BR * (pre_BR >= kernels.kth_largest(best_BK, k, world))
+    weight_B = weights(target_BD[:rows].square().sum(-1), target_BD.shape[1], coder.recipe.norm_limit)
     error_BD = target_BD[:rows] - x_hat_BD[:rows]
     left_BD = error_BD - world.over_features(pre_BR @ _Some.apply(coder.W_dec, index_R))
-    return torch.nan_to_num(world.mean(left_BD.square().sum(-1)) / world.mean(error_BD.square().sum(-1)))
+    left, error = (world.mean(part_BD.square().sum(-1) * weight_B) for part_BD in (left_BD, error_BD))
+    return torch.nan_to_num(left / error)

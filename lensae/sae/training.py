@@ -16,6 +16,7 @@ from lensae.errors import UserError
 from lensae.recipe import TrainRecipe
 from lensae.sae import checkpoint, functional, kernels
 from lensae.sae.base import SAE
+from lensae.sae.losses import unexplained
 from lensae.sae.part import BLOCK, Part, random_rows
 from lensae.sae.plan import AUX
 from lensae.sae.world import ALONE, World
@@ -217,6 +218,10 @@ class Coder(Part):
     def encoder(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """shift, W (F, D) and b (F,) of the pre-activations."""
         return self.shift_D, self.W_enc_FD, self.b_enc
+
+    def unexplained(self, target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
+        """The part of the loss that is the error (lensae.sae.losses), massive activations held down."""
+        return unexplained(target_BD, x_hat_BD, self.world, self.recipe.norm_limit)
 
     def as_saved(self, features: kernels.Features) -> torch.Tensor:
         """The features' values as those of the saved SAE are, whose decoder has rows of unit norm."""

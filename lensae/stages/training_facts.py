@@ -79,7 +79,6 @@ def outcome(data: Data, plan, fit) -> dict:
         "plan": asdict(plan),
         "scale": fit.scales[0],
         "target_scale": fit.scales[-1],
-        "massive_share": fit.massive,
         "heldout": {k: v for k, v in vars(fit.heldout).items() if k != "density"},
         **({} if fit.agreement is None else {"encoder_agreement": fit.agreement}),
         **({} if used == Choice() else {"kernels": timed}),

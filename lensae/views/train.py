@@ -158,11 +158,6 @@ def show(console, report, next_step: bool = True) -> None:
             f"{report.recipe.encoder_dtype} encoder: on held-out rows it selects {report.fit.agreement:.3%} of what "
             "float32 does"
         )
-    if report.fit.massive:
-        console.print(
-            f"{report.fit.massive:.2g} of the rows learnt from were longer than {report.recipe.norm_limit:g} times the "
-            "mean and shortened to that (massive activations)"
-        )
     console.print(f"[dim]in[/] {report.sae.path}", soft_wrap=True)
     for path in of_training(report):
         console.print(f"[dim]figure[/] {path}", soft_wrap=True)

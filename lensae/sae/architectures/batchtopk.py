@@ -14,7 +14,7 @@ import torch
 from lensae.errors import LensaeError
 from lensae.sae import kernels
 from lensae.sae.base import SAE
-from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.losses import aux_loss
 from lensae.sae.training import Coder, Step
 
 
@@ -49,7 +49,7 @@ class Trainer(Coder):
     def reconstruct(self, features: kernels.Features, target_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The reconstruction and its loss."""
         x_hat_BD = self.decode(features)
-        return x_hat_BD, unexplained(target_BD, x_hat_BD, self.world)
+        return x_hat_BD, self.unexplained(target_BD, x_hat_BD)
 
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from lensae.sae import kernels
-from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
 
@@ -49,12 +48,12 @@ class Trainer(L1Coder):
         magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
         features = gate.of(magnitude.relu() * (gate.value > 0))
         x_hat_BD = self.decode(features)
-        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
+        losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
         opened = gate.of(gate.value.relu())
         losses |= self.penalty(self.per_row(opened.value, len(x_BD)), features)
         if self.training:
             alone_BD = self.decode(opened, frozen=True)
-            losses["gate"] = unexplained(target_BD, alone_BD, self.world)
+            losses["gate"] = self.unexplained(target_BD, alone_BD)
         return Step(x_hat_BD, features, losses)
 
     def parts(self) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lensae.recipe import TrainRecipe
 from lensae.sae import kernels
-from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.losses import aux_loss
 from lensae.sae.training import Coder, Step
 
 
@@ -123,7 +123,7 @@ class Trainer(Coder):
         l0 = self.per_row(fires_X, len(x_BD))
         self.density = float(l0.detach()) / self.d_sae
         weight = self.recipe.l0_weight if self.training else 1.0
-        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world), "l0": weight * (l0 / self.target - 1).square()}
+        losses = {"mse": self.unexplained(target_BD, x_hat_BD), "l0": weight * (l0 / self.target - 1).square()}
         if self.training:
             self.saw(features)
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())

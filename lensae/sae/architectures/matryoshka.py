@@ -11,7 +11,6 @@ import torch
 
 from lensae.sae import kernels
 from lensae.sae.architectures import batchtopk
-from lensae.sae.losses import unexplained
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
@@ -26,5 +25,5 @@ class Trainer(batchtopk.Trainer):
         bounds = [min(max(end - self.own.start, 0), len(self.W_dec)) for end in ends]
         parts_BD = self.world.over_features(kernels.decode(features.within([0, *bounds]), self.W_dec))
         x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.world.once(self.b_dec)
-        losses = [unexplained(target_BD, x_hat_BD, self.world) for x_hat_BD in x_hats_PBD]
+        losses = [self.unexplained(target_BD, x_hat_BD) for x_hat_BD in x_hats_PBD]
         return x_hats_PBD[-1], sum(losses) / len(losses)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 
 from lensae.sae import kernels
-from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
 
@@ -38,6 +37,4 @@ class Trainer(L1Coder):
         features = pre.of(pre.value.relu())
         x_hat_BD = self.decode(features)
         total = self.per_row(self.as_saved(features), len(x_BD))
-        return Step(
-            x_hat_BD, features, {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
-        )
+        return Step(x_hat_BD, features, {"mse": self.unexplained(target_BD, x_hat_BD)} | self.penalty(total, features))

@@ -11,7 +11,6 @@ import torch
 
 from lensae.errors import UserError
 from lensae.sae import functional, kernels
-from lensae.sae.losses import unexplained
 from lensae.sae.penalty import L1Coder
 from lensae.sae.training import Step
 
@@ -64,5 +63,5 @@ class Trainer(L1Coder):
         features = pre.of(pre.value.relu())
         x_hat_BD = self.decode(features)
         total = self.per_row(features.value, len(x_BD))
-        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)} | self.penalty(total, features)
+        losses = {"mse": self.unexplained(target_BD, x_hat_BD)} | self.penalty(total, features)
         return Step(x_hat_BD, features, losses)

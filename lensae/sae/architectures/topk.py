@@ -10,7 +10,7 @@ import torch
 
 from lensae.sae import kernels
 from lensae.sae.base import SAE
-from lensae.sae.losses import aux_loss, unexplained
+from lensae.sae.losses import aux_loss
 from lensae.sae.training import Coder, Step
 
 
@@ -29,7 +29,7 @@ class Trainer(Coder):
         target_BD = x_BD if target_BD is None else target_BD
         features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.world, self.product)
         x_hat_BD = self.decode(features)
-        losses = {"mse": unexplained(target_BD, x_hat_BD, self.world)}
+        losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
         if self.training:
             self.saw(features)
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
