@@ -90,7 +90,10 @@ def quality_lines(family: str, wanted: dict, runs: list[dict], judged: dict[tupl
 
 def write_quality(results: Results, path: Path) -> None:
     """The table as Markdown, shown as well."""
-    lines, recipe = results.found.get("quality", []), results.about["recipe"]
+    recipe = results.about["recipe"]
+    family, tool = recipe["families"].index, recipe["tools"].index
+    found = results.found.get("quality", [])
+    lines = sorted(found, key=lambda line: (family(line["family"]), tool(line["contestant"])))
     shape = f"{recipe['width']:,} features, k = {recipe['k']}, one pass in batches of {recipe['batch']:,}"
     rows = f"{recipe['rows']:,} rows of smollm2-135m, {results.about['hook']}, a tenth of the documents held out"
     text = [f"# Quality on equal tokens\n\n{rows}; {shape}; seeds {', '.join(map(str, recipe['seeds']))}.\n"]
