@@ -144,15 +144,24 @@ def test_transcoders_are_saved_under_their_names(arch, name, d_out):
 # What each family minimises, in plain dense formulas: (trainer, rows) -> the sum of its losses.
 
 
-def plain_mse(x_BD, x_hat_BD):
-    return (x_BD - x_hat_BD).square().sum(1).mean() / (x_BD - x_BD.mean(0)).square().sum(1).mean()
+def plain_weights(t, x_BD):
+    return [min(1.0, (t.recipe.norm_limit * D_MODEL**0.5 / float(row_D.norm())) ** 2) for row_D in x_BD]
+
+
+def plain_mse(t, x_BD, x_hat_BD):
+    weight_B = torch.tensor(plain_weights(t, x_BD)).to(x_BD)
+    limited_BD = x_BD * weight_B.sqrt()[:, None]
+    error_B = (x_BD - x_hat_BD).square().sum(1) * weight_B
+    return error_B.mean() / (limited_BD - limited_BD.mean(0)).square().sum(1).mean()
 
 
 def plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD):
     dead_F = ((t.dead.silent_F >= t.dead.window) & ~(features_BF > 0).any(0)).double()
     error_BD = (x_BD - x_hat_BD).detach()
     features_BF = reference.topk(torch.where(dead_F > 0, pre_BF, -1e9), t.d_model // 2)
-    return t.aux * (error_BD - features_BF @ t.W_dec).square().sum() / error_BD.square().sum()
+    weight_B1 = torch.tensor(plain_weights(t, x_BD)).to(x_BD)[:, None]
+    left_BD = error_BD - features_BF @ t.W_dec
+    return t.aux * (weight_B1 * left_BD.square()).sum() / (weight_B1 * error_BD.square()).sum()
 
 
 def plain_pre(t, x_BD):
@@ -163,32 +172,32 @@ def plain_topk(t, x_BD):
     pre_BF = plain_pre(t, x_BD)
     features_BF = reference.topk(pre_BF, 4)
     x_hat_BD = features_BF @ t.W_dec + t.b_dec
-    return plain_mse(x_BD, x_hat_BD) + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
+    return plain_mse(t, x_BD, x_hat_BD) + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
 
 
 def plain_batchtopk(t, x_BD):
     pre_BF = plain_pre(t, x_BD)
     features_BF = reference.batch_topk(pre_BF, 4)
     x_hat_BD = features_BF @ t.W_dec + t.b_dec
-    return plain_mse(x_BD, x_hat_BD) + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
+    return plain_mse(t, x_BD, x_hat_BD) + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
 
 
 def plain_matryoshka(t, x_BD):
     pre_BF = plain_pre(t, x_BD)
     features_BF = reference.batch_topk(pre_BF, 4)
     x_hats = [features_BF[:, :end] @ t.W_dec[:end] + t.b_dec for end in (2, 4, 8, 15, 30)]
-    return sum(plain_mse(x_BD, x_hat) for x_hat in x_hats) / 5 + plain_aux(t, x_BD, pre_BF, features_BF, x_hats[-1])
+    return sum(plain_mse(t, x_BD, x_hat) for x_hat in x_hats) / 5 + plain_aux(t, x_BD, pre_BF, features_BF, x_hats[-1])
 
 
 def plain_relu(t, x_BD):
     features_BF = plain_pre(t, x_BD).relu()
     l1 = (features_BF * t.W_dec.norm(dim=1)).sum(1).mean() / D_MODEL**0.5
-    return plain_mse(x_BD, features_BF @ t.W_dec + t.b_dec) + 0.05 * l1
+    return plain_mse(t, x_BD, features_BF @ t.W_dec + t.b_dec) + 0.05 * l1
 
 
 def plain_tied_l1(t, x_BD):
     features_BF = reference.pre_activations(x_BD, t.b_dec, t.W_dec, t.b_enc).relu()
-    return plain_mse(x_BD, features_BF @ t.W_dec + t.b_dec) + 0.05 * features_BF.sum(1).mean() / D_MODEL**0.5
+    return plain_mse(t, x_BD, features_BF @ t.W_dec + t.b_dec) + 0.05 * features_BF.sum(1).mean() / D_MODEL**0.5
 
 
 def plain_gated(t, x_BD):
@@ -198,7 +207,7 @@ def plain_gated(t, x_BD):
     x_hat_BD = ((gate_BF > 0) * magnitude_BF.relu()) @ t.W_dec + t.b_dec
     alone_BD = gate_BF.relu() @ t.W_dec.detach() + t.b_dec.detach()
     l1 = gate_BF.relu().sum(1).mean() / D_MODEL**0.5
-    return plain_mse(x_BD, x_hat_BD) + 0.05 * l1 + plain_mse(x_BD, alone_BD)
+    return plain_mse(t, x_BD, x_hat_BD) + 0.05 * l1 + plain_mse(t, x_BD, alone_BD)
 
 
 def plain_jumprelu(t, x_BD):
@@ -217,23 +226,25 @@ def plain_jumprelu(t, x_BD):
         l0 = (fires_BF - near_BF / width * change_F).sum(1).mean()
     x_hat_BD = features_BF @ t.W_dec + t.b_dec
     penalty = t.recipe.l0_weight * (l0 / 4 - 1).square()
-    return plain_mse(x_BD, x_hat_BD) + penalty + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
+    return plain_mse(t, x_BD, x_hat_BD) + penalty + plain_aux(t, x_BD, pre_BF, features_BF, x_hat_BD)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize(("arch", "settings"), [*((arch, {}) for arch in ARCHITECTURES), ("jumprelu", TANH)])
 def test_the_loss_and_its_gradients_against_plain_formulas(arch, settings, sparse):
     """In training, with dead features, in float64: every parameter's gradient, straight-through estimates included.
+    Some rows are longer than the limit.
 
     Families that choose between sparse and dense features are tested with both.
     """
-    trainer = trainer_of(arch, bandwidth=1.5, **settings).double().train()
+    trainer = trainer_of(arch, bandwidth=1.5, norm_limit=0.9, **settings).double().train()
     if not sparse and not hasattr(trainer, "density"):
         pytest.skip("its features are always sparse")
     trainer.density = 0.0 if sparse else 1.0
     trainer.dead.silent_F[3:12] = 10_000
     trainer.b_enc.data[3:12] -= 2.5  # some are positive somewhere, few of them among the largest
     x_BD = normalised(rows(40, 5)).double()
+    assert 0 < sum(weight < 1 for weight in plain_weights(trainer, x_BD)) < len(x_BD)
     formula = globals()[f"plain_{arch.replace('-', '_')}"]
     expected = formula(trainer, x_BD)
     parameters = dict(trainer.named_parameters())
