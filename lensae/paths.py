@@ -89,6 +89,11 @@ class SaeEntry:
         return self.path / "index"
 
     @property
+    def weights_path(self) -> Path:
+        """The SAE's tensors."""
+        return self.path / "sae_weights.safetensors"
+
+    @property
     def completed_at(self) -> str:
         """The ISO time at which training ended."""
         return self.training.get("completed_at") or ""

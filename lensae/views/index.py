@@ -9,7 +9,7 @@ def show(console: Console, report, next_step: bool = True) -> None:
     """A line or two, and the next command."""
     console.print(
         f"[bold]{report.alive:,}[/] of {report.features:,} features fire, {report.postings:,} postings over "
-        f"{report.rows:,} tokens in {report.segments} segments ({report.built} built, {report.seconds:.1f} s)"
+        f"{report.rows:,} tokens in {report.segments} segments ({report.encoded:,} encoded, {report.seconds:.1f} s)"
     )
     if next_step:
         console.print("[dim]next:[/] python main.py features list --sort label")
