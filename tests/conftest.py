@@ -124,8 +124,10 @@ def lensae(store, capsys, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, model_dir) -> Path:
     """A store with one small set, an SAE and its index, to be looked at and not changed."""
-    from lensae.recipe import TrainRecipe
-    from lensae.stages import collect, index, train
+    from lensae.core.recipe import TrainRecipe
+    from lensae.stages import index
+    from lensae.stages.collect import run as collect
+    from lensae.stages.train import run as train
 
     place = tmp_path_factory.mktemp("trained") / "store"
     with pytest.MonkeyPatch.context() as patch:
@@ -180,9 +182,9 @@ def written(request, folder) -> list:
     from helpers import write_set
     from made_sets import made
 
-    from lensae.paths import find_set
+    from lensae.core.paths import find_set
 
     write_set(folder, made(), dtype=request.param)
     entry = find_set()
-    assert len(entry.manifest["shards"]) > 3 and entry.manifest["dtype"] == request.param
+    assert len(entry.manifest.shards) > 3 and entry.manifest.dtype == request.param
     return made()

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensae.records import CapturedDocument
+from lensae.core.manifest import ModelRecord
+from lensae.core.records import CapturedDocument
 from lensae.store.writer import SetWriter, header
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOK = "blocks.1.hook_resid_post"
-MODEL = {"name": "toy", "path": "", "weights_sha256": "w", "tokenizer_sha256": "t"}
+MODEL = ModelRecord(name="toy", path="", weights_sha256="w", tokenizer_sha256="t")
 
 
 def document(number: int, rows: int, width: int = 16, hook: str = HOOK) -> CapturedDocument:

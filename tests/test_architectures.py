@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from lensae import registry
-from lensae.errors import LensaeError, UserError
-from lensae.recipe import TrainRecipe
-from lensae.sae import checkpoint, functional
-from lensae.sae.fit import fit
+from lensae.core import registry
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.recipe import TrainRecipe
+from lensae.sae import functional
+from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.kernels import reference
-from lensae.sae.plan import make_plan
+from lensae.sae.train.loop import fit
+from lensae.sae.train.schedule import make_plan
 
 ARCHITECTURES = registry.names("sae.architectures")
 TARGETED = ("relu", "tied-l1", "gated")  # families whose L0 follows from a penalty

@@ -68,8 +68,8 @@ def test_the_daily_commands_on_gpt2_medium(hub_cache, tmp_path):
 def test_every_row_is_its_token(lensae, store, model_dir):
     """What collect stores is, row for row, what the plain model computes on the text that the row maps to."""
     from lensae import model as models
+    from lensae.core.paths import find_set
     from lensae.model.read import read
-    from lensae.paths import find_set
     from lensae.store.reader import SetReader
 
     hooks = [f"blocks.{n}.hook_resid_post" for n in (0, 7)]
@@ -139,7 +139,7 @@ def test_ctrl_c_says_what_is_kept(model_dir, tmp_path):
 
 
 def test_chat_prompts_are_stored_with_their_template(lensae, store, tmp_path, model_dir):
-    from lensae.paths import find_set
+    from lensae.core.paths import find_set
     from lensae.store.reader import SetReader
 
     chatty = tmp_path / "chatty"
@@ -188,7 +188,7 @@ def test_bounds_on_a_pass(lensae, store, model_dir, tmp_path):
     everything = json.loads(lensae(*reading, "--context", 50, "--name", "a")[1])
     some = json.loads(lensae(*reading, "--context", 50, "--max-tokens", 500, "--name", "b")[1])
     assert 400 < some["rows"] <= 500 < everything["rows"]
-    from lensae.paths import find_set
+    from lensae.core.paths import find_set
     from lensae.store.reader import SetReader
 
     reader = SetReader(find_set("a/blocks.4.hook_resid_post"))
@@ -207,7 +207,7 @@ def test_a_pass_that_plainly_has_no_room(lensae, store, model_dir, monkeypatch):
 
 def test_room_is_asked_for_what_is_left_only(lensae, store, model_dir, monkeypatch):
     """A pass that filled the disk goes on when there is room for the rest of it."""
-    import lensae.stages.collect as stage
+    import lensae.stages.collect.run as stage
 
     finish = stage.SetWriter.finish
     monkeypatch.setattr(stage.SetWriter, "finish", lambda self, started: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -250,8 +250,8 @@ def test_examples_hold_what_the_sae_computes(use_trained):
     """Feature -> row -> activation: encode the stored row again with the saved weights."""
     import torch
 
-    from lensae.sae.checkpoint import load
-    from lensae.stages import lookup
+    from lensae.sae.formats.saelens import load
+    from lensae.stages import features as lookup
 
     opened = lookup.open_lookup()
     sae = load(opened.sae.path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensae.paths import SetEntry, find_set, read_set
+from lensae.core.paths import SetEntry, find_set, read_set
 from lensae.store.reader import SetReader
 from lensae.store.verify import verify
 
@@ -94,12 +94,12 @@ def test_the_error_of_bfloat16_is_measured(lensae, store, model_dir, tmp_path):
     assert lensae(*reading, "--name", "exact")[0] == 0
     status, _out, err = lensae(*reading, "--compute-dtype", "bfloat16", "--name", "short")
     assert status == 0 and "bfloat16: relative error" in err
-    (made,) = find_set("short").manifest["passes"]
+    (made,) = find_set("short").manifest.passes
     a, b = rows_by_text(find_set("exact")), rows_by_text(find_set("short"))
     difference = sum(float(np.square(a[text] - b[text]).sum()) for text in a)
     error = (difference / sum(float(np.square(rows).sum()) for rows in a.values())) ** 0.5
-    assert 1e-4 < error < 0.1 and 0.3 < made["relative_error"] / error < 3
-    assert made["spec"]["compute_dtype"] == "bfloat16"
+    assert 1e-4 < error < 0.1 and 0.3 < made.relative_error / error < 3
+    assert made.spec["compute_dtype"] == "bfloat16"
     assert lensae(*reading, "--compute-dtype", "float8")[0] == 2
 
 
@@ -187,7 +187,7 @@ def own_copy(trained, tmp_path, monkeypatch) -> Path:
 
 
 def loud_feature() -> int:
-    from lensae.stages.lookup import open_lookup
+    from lensae.stages.features import open_lookup
 
     return int(np.argmax(open_lookup().index.table()["max"]))
 
@@ -197,8 +197,8 @@ def test_the_edited_stream_is_stored(lensae, own_copy, model_dir):
 
     from lensae import model as models
     from lensae.model.read import read
-    from lensae.sae.checkpoint import load
-    from lensae.stages.lookup import open_lookup
+    from lensae.sae.formats.saelens import load
+    from lensae.stages.features import open_lookup
     from lensae.steering.edits import FeatureEdit
 
     feature = loud_feature()
@@ -270,7 +270,7 @@ def test_two_processes_hold_the_rows_of_one(model_dir, tmp_path, lensae, store, 
     assert lensae("collect", model_dir("llama"), *SHARED)[0] == 0
     one, two = find_set(), read_set(next((tmp_path / "two").glob("*/*/manifest.json")).parent)
     assert report["rows"] == one.rows == two.rows and report["documents"] == 28
-    assert {shard["rank"] for shard in two.manifest["shards"]} == {0, 1}
+    assert {shard.rank for shard in two.manifest.shards} == {0, 1}
     assert_same_rows(one, two)
     assert not [fault for _file, faults in verify(two) for fault in faults]
     assert (two.path / "view.h5").is_file()

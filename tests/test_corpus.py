@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lensae.core.errors import UserError
+from lensae.core.records import ReadOptions
 from lensae.corpus import packing, prompts
 from lensae.corpus.stats import content_words, describe
-from lensae.errors import UserError
-from lensae.records import ReadOptions
 
 
 def test_themes():

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from lensae.durable import Folder, clear_partials, partial_of, read_json, write_file, write_json
-from lensae.errors import DamagedError
+from lensae.core.durable import Folder, clear_partials, partial_of, read_json, write_file, write_json
+from lensae.core.errors import DamagedError
 
 
 def test_a_file_is_replaced_or_left(tmp_path, monkeypatch):

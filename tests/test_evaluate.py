@@ -13,13 +13,14 @@ import pytest
 import torch
 from helpers import documents, like_one_shot, write_set
 
-from lensae.sae import checkpoint, functional
-from lensae.sae import evaluate as metrics
+from lensae.sae import functional
 from lensae.sae.base import SAE
-from lensae.sae.baselines import Covariance, random_sae
-from lensae.sae.bootstrap import interval
-from lensae.stages import losses, reconstruction
-from lensae.stages.progress import Silent
+from lensae.sae.formats import saelens as checkpoint
+from lensae.sae.metrics import reconstruction as metrics
+from lensae.sae.metrics.baselines import Covariance, random_sae
+from lensae.sae.metrics.bootstrap import interval
+from lensae.stages.evaluate import losses, reconstruction
+from lensae.stages.shared.progress import Silent
 from lensae.store.pairs import Rows
 from lensae.store.reader import SetReader
 
@@ -126,7 +127,7 @@ def test_an_interval_depends_on_its_seed_alone(monkeypatch):
     found = interval(sums, lambda s: s[..., 1] / s[..., 0], seed=4)
     assert interval(sums, lambda s: s[..., 1] / s[..., 0], seed=4) == found
     assert interval(sums, lambda s: s[..., 1] / s[..., 0], seed=5) != found
-    monkeypatch.setattr("lensae.sae.bootstrap.DRAWS_AT_ONCE", 70)
+    monkeypatch.setattr("lensae.sae.metrics.bootstrap.DRAWS_AT_ONCE", 70)
     assert interval(sums, lambda s: s[..., 1] / s[..., 0], seed=4) == pytest.approx(found)
 
 
@@ -184,7 +185,7 @@ def test_held_out_rows_are_summed_by_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(reconstruction, "BATCH_ROWS", 13)
     found = documents(30)
     write_set(tmp_path / "toy" / HOOK, found)
-    from lensae.paths import read_set
+    from lensae.core.paths import read_set
 
     reader = SetReader(read_set(tmp_path / "toy" / HOOK))
     held = reconstruction.hold_out(Rows(reader, reader.everything()))
@@ -252,7 +253,7 @@ def test_every_figure_of_the_command(lensae, copied):
 
 
 def _current():
-    from lensae.paths import find_pair
+    from lensae.core.paths import find_pair
 
     return find_pair(None, None)
 
@@ -270,8 +271,9 @@ def _like_numpys_pca(found: dict, training: np.ndarray, x: torch.Tensor) -> None
 
 
 def test_a_sweep_recovers_what_each_evaluation_finds(copied, monkeypatch):
-    from lensae.recipe import TrainRecipe
-    from lensae.stages import evaluate, sweep
+    from lensae.core.recipe import TrainRecipe
+    from lensae.stages.evaluate import run as evaluate
+    from lensae.stages.train import sweep
 
     monkeypatch.setattr(sweep, "CE_TOKENS", 10**9)
     monkeypatch.setattr(evaluate, "CE_TOKENS", 10**9)
@@ -286,7 +288,7 @@ def test_a_sweep_recovers_what_each_evaluation_finds(copied, monkeypatch):
 
 def test_losses_are_those_of_one_sequence_at_a_time(use_trained):
     from lensae.model.score import next_token_logprobs
-    from lensae.stages.models import load_model_of
+    from lensae.stages.shared.models import load_model_of
     from lensae.steering.edits import Replacement
 
     entry, _sae = _current()
@@ -335,7 +337,7 @@ def test_an_sae_that_was_not_trained_here(kind, lensae, copied, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(lensae, copied, tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "foreign", sae_of("topk", d=64, f=96))
-    monkeypatch.setattr("lensae.stages.evaluate.os.access", lambda path, mode: False)
+    monkeypatch.setattr("lensae.stages.evaluate.run.os.access", lambda path, mode: False)
     status, out, err = lensae("evaluate", "--sae", tmp_path / "foreign")
     assert status == 0, err
     assert "nothing was written" in out and "not trained here" in out

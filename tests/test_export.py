@@ -16,9 +16,9 @@ import safetensors.numpy
 from helpers import HOOK, document, documents, write_set, writer
 from made_sets import expected, made, opened, same
 
-from lensae.durable import new_file
-from lensae.errors import DamagedError, UserError
-from lensae.paths import find_set
+from lensae.core.durable import new_file
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import find_set
 from lensae.store.export import export, format_of
 from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS
 
@@ -36,20 +36,20 @@ class TestFiles:
             found = dict(file)
         about = json.loads(str(found.pop("about")))
         assert about["hook"] == HOOK and about["model"] == "toy"
-        same(found, expected(written, entry.manifest["dtype"]))
+        same(found, expected(written, entry.manifest.dtype))
         assert opened(lines, "texts") == [d.text for d in written]
 
     def test_safetensors(self, written, tmp_path):
         entry, target = find_set(), tmp_path / "set.safetensors"
         lines = export(entry, str(target))
-        same(safetensors.numpy.load_file(target), expected(written, entry.manifest["dtype"]))
+        same(safetensors.numpy.load_file(target), expected(written, entry.manifest.dtype))
         with safetensors.safe_open(target, "np") as file:
             assert json.loads(file.metadata()["about"])["set"] == f"toy/{HOOK}"
         assert opened(lines, "texts") == [d.text for d in written]
 
     def test_the_libraries_own_writers_say_the_same(self, written, tmp_path):
         """What is streamed is, array by array and offset by offset, what the whole written from memory is."""
-        entry, wanted = find_set(), expected(written, find_set().manifest["dtype"])
+        entry, wanted = find_set(), expected(written, find_set().manifest.dtype)
         for ending in (".npz", ".safetensors"):
             export(entry, str(tmp_path / f"set{ending}"))
         np.savez(tmp_path / "plain.npz", **wanted)
@@ -97,7 +97,7 @@ class TestDataset:
     def test_rows(self, target, written):
         from datasets import List, Value, load_from_disk
 
-        dtype = find_set().manifest["dtype"]
+        dtype = find_set().manifest.dtype
         wanted = expected(written, dtype)
         rows = load_from_disk(target / "rows")
         assert rows.features["activation"] == List(Value(dtype), length=16)
@@ -202,7 +202,7 @@ class TestRefusals:
         (tmp_path / "out").mkdir()
         with pytest.raises(DamagedError, match=r"00003\.h5"):
             export(find_set(), str(tmp_path / "out" / f"set{ending}"), seen.append)
-        assert sum(seen) == sum(shard["rows"] for shard in find_set().manifest["shards"][:3])
+        assert sum(seen) == sum(shard.rows for shard in find_set().manifest.shards[:3])
         assert not list((tmp_path / "out").iterdir())
 
     def test_shards_that_hold_too_little(self, folder, tmp_path):

@@ -12,13 +12,13 @@ from helpers import HOOK, documents, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensae.errors import DamagedError, UserError
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import find_set
 from lensae.index.build import encode_shard
 from lensae.index.file import BINS, EDGES, histograms, invert, write_segment
 from lensae.index.query import Index
 from lensae.interpret.labels import auroc, label_scores, strongest_per_document
 from lensae.interpret.subject import LabelModel
-from lensae.paths import find_set
 from lensae.sae.base import SAE
 from lensae.store.reader import SetReader
 
@@ -38,9 +38,9 @@ def indexed(store) -> tuple[Index, np.ndarray, SetReader]:
     folder, dense = store / "index", []
     for number, shard in enumerate(reader.shards):
         write_segment(
-            folder / shard["file"],
-            encode_shard(sae, reader.chunks(number), shard["rows"]),
-            {"shard_sha256": shard["sha256"], "rows": shard["rows"]},
+            folder / shard.file,
+            encode_shard(sae, reader.chunks(number), shard.rows),
+            {"shard_sha256": shard.sha256, "rows": shard.rows},
         )
         dense.append(sae.encode(torch.from_numpy(np.concatenate(list(reader.chunks(number))))).numpy())
     assert len(dense) > 3
@@ -49,7 +49,7 @@ def indexed(store) -> tuple[Index, np.ndarray, SetReader]:
 
 def test_postings_are_all_firings_strongest_first(indexed):
     index, dense, reader = indexed
-    first_row = np.cumsum([0] + [s["rows"] for s in reader.shards])
+    first_row = np.cumsum([0] + [shard.rows for shard in reader.shards])
     for feature in range(index.features):
         found = list(index.postings(feature))
         values = [p.value for p in found]
@@ -76,7 +76,7 @@ def test_row_view_holds_the_same(indexed):
     row = 0
     for number, shard in enumerate(reader.shards):
         indptr, feature, value = index.by_row(number)
-        for r in range(shard["rows"]):
+        for r in range(shard.rows):
             part = slice(indptr[r], indptr[r + 1])
             np.testing.assert_allclose(value[part], dense[row][feature[part]])
             assert len(feature[part]) == (dense[row] > 0).sum()

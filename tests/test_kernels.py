@@ -60,13 +60,13 @@ def dense_topk(k: int):
 @given(st.integers(0, 2**31), st.integers(1, 80), st.sampled_from([-4.0, 0.0]))
 def test_topk_against_the_formula(seed, k, bias):
     """Down to a bias of -4, with which many of the k largest are not positive and many features are never hit."""
-    check(seed, lambda *args: kernels.topk(*args, k), dense_topk(k), bias=bias)
+    check(seed, lambda *args: kernels.encode_topk(*args, k), dense_topk(k), bias=bias)
 
 
 def test_topk_over_several_blocks(monkeypatch):
     monkeypatch.setattr(encode, "LEAST_ROWS", 8)
     monkeypatch.setattr(encode, "BLOCK", 1)
-    check(1, lambda *args: kernels.topk(*args, 5), dense_topk(5))
+    check(1, lambda *args: kernels.encode_topk(*args, 5), dense_topk(5))
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float64, 1e-12)])
@@ -89,7 +89,7 @@ def test_batch_topk_against_the_formula(seed, k, guess):
     """Whatever is guessed of the threshold, and with k so large that not enough are positive."""
     check(
         seed,
-        lambda *args: kernels.batch_topk(*args, k, guess)[0],
+        lambda *args: kernels.encode_batch_topk(*args, k, guess)[0],
         lambda *args: Dense(reference.batch_topk(reference.pre_activations(*args), k)),
         bias=-3.0,
     )
@@ -97,7 +97,7 @@ def test_batch_topk_against_the_formula(seed, k, guess):
 
 def test_batch_topk_tells_the_least():
     x_BD, parameters, _up = problem(3)
-    features, least = kernels.batch_topk(x_BD, *parameters[:3], 4)
+    features, least = kernels.encode_batch_topk(x_BD, *parameters[:3], 4)
     assert len(features.value) == 4 * ROWS and least == float(features.value.detach().min())
 
 
@@ -110,7 +110,7 @@ def test_above_against_the_formula(floor):
         return Dense(reference.above(reference.pre_activations(*args), floor))
 
     def sparse(*args):
-        features = kernels.above(*args, floor)
+        features = kernels.encode_above(*args, floor)
         assert isinstance(features, kernels.Active)
         return features
 
@@ -119,7 +119,7 @@ def test_above_against_the_formula(floor):
 
 def test_above_is_dense_where_that_is_faster():
     x_BD, parameters, _up = problem(5)
-    features = kernels.above(x_BD, *parameters[:3], 0.0, density=0.5)
+    features = kernels.encode_above(x_BD, *parameters[:3], 0.0, density=0.5)
     assert isinstance(features, Dense) and not kernels.pays_off(0.5) and kernels.pays_off(0.01)
     torch.testing.assert_close(features.value, reference.pre_activations(x_BD, *parameters[:3]))
 
@@ -130,7 +130,7 @@ def test_the_largest_of_each_row(seed, shape):
     """Through groups of neighbours, and for widths that have none; in float32, as it is used."""
     d_sae, k = shape
     pre_BF = torch.randn(9, d_sae, generator=torch.Generator().manual_seed(seed))
-    value_BK, index_BK = select.topk(pre_BF, k)
+    value_BK, index_BK = select.topk_per_row(pre_BF, k)
     assert torch.equal(value_BK.sort(dim=1).values, pre_BF.topk(k, dim=1).values.sort(dim=1).values)
     assert torch.equal(pre_BF.gather(1, index_BK), value_BK)
     assert all(len(set(row)) == k for row in index_BK.tolist())
@@ -140,7 +140,7 @@ def test_the_largest_of_each_row(seed, shape):
 def test_the_largest_among_equals(values):
     """Rows of few different values: any choice among equals will do, but each feature once, and the values right."""
     pre_BF = torch.randint(values, (20, 2048), generator=torch.Generator().manual_seed(0)).float()
-    value_BK, index_BK = select.topk(pre_BF, 32)
+    value_BK, index_BK = select.topk_per_row(pre_BF, 32)
     assert torch.equal(value_BK.sort(dim=1).values, pre_BF.topk(32, dim=1).values.sort(dim=1).values)
     assert torch.equal(pre_BF.gather(1, index_BK), value_BK)
     assert all(len(set(row)) == 32 for row in index_BK.tolist())
@@ -153,7 +153,7 @@ def test_groups_are_used_at_the_usual_widths():
 def test_the_largest_of_the_batch_among_equals():
     x_BD = torch.ones(6, D_MODEL)
     parameters = torch.zeros(D_MODEL), torch.ones(D_SAE, D_MODEL), torch.zeros(D_SAE)
-    features, least = kernels.batch_topk(x_BD, *parameters, 3)
+    features, least = kernels.encode_batch_topk(x_BD, *parameters, 3)
     assert len(features.value) == 18 and least == D_MODEL and features.count_F().sum() == 18
 
 
@@ -162,7 +162,9 @@ def test_prefixes_against_slices():
     x_BD, parameters, up_BD = problem(7)
     bounds = [0, 4, 16, D_SAE]
     shift, W_enc, b_enc, W_dec, _b_dec = parameters
-    ours = kernels.decode(kernels.topk(x_BD, shift, W_enc, b_enc, 6).within(bounds), W_dec).view(3, ROWS, D_MODEL)
+    ours = kernels.decode(kernels.encode_topk(x_BD, shift, W_enc, b_enc, 6).within(bounds), W_dec).view(
+        3, ROWS, D_MODEL
+    )
     dense_BF = reference.topk(reference.pre_activations(x_BD, shift, W_enc, b_enc), 6)
     theirs = torch.stack([dense_BF[:, a:b] @ W_dec[a:b] for a, b in itertools.pairwise(bounds)])
     torch.testing.assert_close(ours, theirs)
@@ -179,7 +181,7 @@ def test_prefixes_against_slices():
 def test_decoder_alone_has_gradients():
     """A decoder on features that need none, and features on a decoder that needs none."""
     x_BD, (shift, W_enc, b_enc, W_dec, b_dec), up_BD = problem(8)
-    features = kernels.topk(x_BD, shift, W_enc, b_enc, 6)
+    features = kernels.encode_topk(x_BD, shift, W_enc, b_enc, 6)
     fixed = features.of(features.value.detach())
     (grad_FD,) = torch.autograd.grad((kernels.decode(fixed, W_dec, b_dec) * up_BD).sum(), W_dec)
     torch.testing.assert_close(grad_FD, fixed.dense().T @ up_BD)
@@ -192,7 +194,7 @@ def test_decoder_alone_has_gradients():
 def test_sums_of_features_in_order():
     """As bincount gives them, with features that have no pair."""
     x_BD, parameters, _up = problem(11)
-    pattern = kernels.topk(x_BD, *parameters[:3], 2).pattern
+    pattern = kernels.encode_topk(x_BD, *parameters[:3], 2).pattern
     value_N = torch.randn(len(pattern.index_N), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sums_F = pattern.sums_F(value_N)
     assert (sums_F == 0).any() and (sums_F != 0).any()
@@ -206,7 +208,7 @@ def test_float32_is_as_exact_as_dense():
     for found, dtype, choose in (
         (exact, torch.float64, dense_topk(8)),
         (plain, torch.float32, dense_topk(8)),
-        (ours, torch.float32, lambda *args: kernels.topk(*args, 8)),
+        (ours, torch.float32, lambda *args: kernels.encode_topk(*args, 8)),
     ):
         cast = [p.detach().to(dtype).requires_grad_() for p in parameters]
         x_hat = kernels.decode(choose(x_BD.to(dtype), *cast[:3]), *cast[3:])
@@ -221,7 +223,7 @@ def test_freed_memory_is_kept(any_size):
     """glibc agrees, and elsewhere nothing happens."""
     import platform
 
-    from lensae.allocation import keep_freed_memory
+    from lensae.core.memory import keep_freed_memory
 
     assert keep_freed_memory(any_size) == (platform.libc_ver()[0] == "glibc")
     assert math.isfinite(float(torch.randn(1_000_000).sum()))

@@ -14,10 +14,10 @@ import torch
 from conftest import FAMILIES, LAYERS, WIDTH
 
 from lensae import model as models
-from lensae.errors import LensaeError, UserError
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.records import GENERATED, PROMPT
 from lensae.model.generate import Sampling, generate, sample, uniforms
 from lensae.model.read import read, read_padded, read_side_by_side
-from lensae.records import GENERATED, PROMPT
 
 TEXTS = ["After six weeks of morning runs along the canal", "The tram", "Which matters more: the bar, or the rest?"]
 RESIDUAL = [f"blocks.{n}.hook_resid_post" for n in range(LAYERS)]

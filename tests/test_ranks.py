@@ -18,12 +18,12 @@ from helpers import HOOK, write_set
 from safetensors.numpy import load_file
 from toys import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
 
-from lensae.recipe import TrainRecipe
+from lensae.core.recipe import TrainRecipe
 from lensae.sae import kernels
-from lensae.sae.checkpoint import WEIGHTS
-from lensae.sae.part import random_rows
-from lensae.sae.world import World
-from lensae.stages.train import train
+from lensae.sae.architectures._sharding import random_rows
+from lensae.sae.distributed.process_group import ProcessGroup
+from lensae.sae.formats.saelens import WEIGHTS
+from lensae.stages.train.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 # 63 features: two processes cannot have as many; and eight of them at once, learning fast, so that some die so early.
@@ -54,7 +54,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
     """A store with a set of 1,000 rows and one of targets."""
-    store = tmp_path_factory.mktemp("ranks") / "store"
+    store = tmp_path_factory.mktemp("process") / "store"
     write_target(store / "toy" / TARGET_HOOK, made(), 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENSAE_STORE", str(store))
@@ -193,10 +193,10 @@ def worker(process: subprocess.Popen, rank: int) -> int:
 
 
 def until_step(checkpoint: Path, step: int, process: subprocess.Popen) -> None:
-    from lensae.sae import state
+    from lensae.sae.train import checkpoint as state
 
     end = time.monotonic() + 200
-    while not checkpoint.is_file() or state._read(checkpoint, tensors=False)[0]["place"]["step"] < step:
+    while not checkpoint.is_file() or state._read(checkpoint, tensors=False)[0]["state"]["step"] < step:
         assert process.poll() is None and time.monotonic() < end, process.stderr.read()
         time.sleep(0.01)
 
@@ -216,10 +216,10 @@ def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
     until_step(checkpoint, 20, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=300)
-    assert process.returncode and not out and "going on from step" in err and "unexpected" not in err, err
+    assert process.returncode and not out and "resuming at step" in err and "unexpected" not in err, err
     assert err.count("the same command goes on from there") == 1, err
     out, err = finish(torchrun(*command))
-    assert "going on from step" in err and json.loads(out)["sae"] == "long"
+    assert "resuming at step" in err and json.loads(out)["sae"] == "long"
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
 
 
@@ -236,7 +236,7 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "wide", Stops(10))
     out, err = finish(torchrun(*command))
-    assert "going on from step" in err and "wide" in out
+    assert "resuming at step" in err and "wide" in out
     whole = train(recipe, f"toy/{HOOK}", "wide-alone").sae.path
     assert_like(toy / "saes/wide", whole, rtol=1e-2, atol=2e-3)
 
@@ -258,7 +258,7 @@ def test_what_one_of_them_finds_wrong_is_told(toy, tmp_path):
     """Rows that are not numbers, in the part of one of them."""
     import h5py
 
-    from lensae.paths import read_set
+    from lensae.core.paths import read_set
     from lensae.store.reader import SetReader
 
     broken = write_set(toy.parents[1] / "broken" / HOOK, made(), dtype="float32", shard_rows=300)
@@ -277,7 +277,7 @@ def test_the_start_of_a_part_is_that_of_the_whole(count, width):
     torch.manual_seed(3)
     whole, after = torch.randn(count, width), torch.randn(5)
     for rank in range(3):
-        own = World(rank, 3, by_feature=True).of_features(count)
+        own = ProcessGroup(rank, 3, by_feature=True).feature_range(count)
         torch.manual_seed(3)
         assert torch.equal(random_rows(count, width, own), whole[own])
         assert torch.equal(torch.randn(5), after)
@@ -287,9 +287,9 @@ def test_no_rows_at_all():
     """What a process does that has no part of a short batch."""
     none, W, b = torch.zeros(0, 6), torch.randn(20, 6, requires_grad=True), torch.zeros(20, requires_grad=True)
     for features in (
-        kernels.topk(none, torch.zeros(6), W, b, 3),
-        kernels.above(none, torch.zeros(6), W, b),
-        kernels.above(none, torch.zeros(6), W, b, density=1.0),
+        kernels.encode_topk(none, torch.zeros(6), W, b, 3),
+        kernels.encode_above(none, torch.zeros(6), W, b),
+        kernels.encode_above(none, torch.zeros(6), W, b, density=1.0),
     ):
         assert features.shape == (0, 20) and features.count_F().tolist() == [0] * 20
         x_hat = kernels.decode(features, W, torch.zeros(6))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lensae import registry
-from lensae.errors import UserError
-from lensae.recipe import TrainRecipe, load_train
+from lensae.core import registry
+from lensae.core.errors import UserError
+from lensae.core.recipe import TrainRecipe, load_train
 from lensae.sae import kernels
 from lensae.sae.kernels import reference
-from lensae.sae.measure import agreement
+from lensae.sae.train.validation import agreement
 
 D_MODEL, D_SAE, ROWS = 48, 1024, 700
 FAMILIES = registry.names("sae.architectures")
@@ -31,10 +31,10 @@ def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Te
 
 
 CHOOSE = {
-    "topk": lambda *args, dtype=None: kernels.topk(*args, 16, dtype=dtype),
-    "batch_topk": lambda *args, dtype=None: kernels.batch_topk(*args, 16, dtype=dtype)[0],
-    "above": lambda *args, dtype=None: kernels.above(*args, 2.0, dtype=dtype),
-    "above each": lambda *args, dtype=None: kernels.above(
+    "topk": lambda *args, dtype=None: kernels.encode_topk(*args, 16, dtype=dtype),
+    "batch_topk": lambda *args, dtype=None: kernels.encode_batch_topk(*args, 16, dtype=dtype)[0],
+    "above": lambda *args, dtype=None: kernels.encode_above(*args, 2.0, dtype=dtype),
+    "above each": lambda *args, dtype=None: kernels.encode_above(
         *args, torch.linspace(1.7, 2.5, D_SAE).to(args[0]), dtype=dtype
     ),
 }
@@ -73,7 +73,7 @@ def test_topk_keeps_its_number():
     """Also where fewer features exist than k and the spare ones together."""
     x_BD, (shift, W_FD, b_F) = problem(2, torch.float32)
     for k, d_sae in ((16, D_SAE), (30, 33), (33, 33)):
-        features = kernels.topk(x_BD, shift, W_FD[:d_sae], b_F[:d_sae], k, dtype=BFLOAT16)
+        features = kernels.encode_topk(x_BD, shift, W_FD[:d_sae], b_F[:d_sae], k, dtype=BFLOAT16)
         assert len(features.value) == k * ROWS and features.shape == (ROWS, d_sae)
         assert all(len(set(row)) == k for row in features.pattern.index_N.view(ROWS, k).tolist())
 
@@ -81,8 +81,8 @@ def test_topk_keeps_its_number():
 @pytest.mark.parametrize("guess", [None, 0.0, 1.5, 1e3])
 def test_batch_topk_whatever_is_guessed(guess):
     x_BD, parameters = problem(3, torch.float32)
-    features, least = kernels.batch_topk(x_BD, *parameters, 16, guess, dtype=BFLOAT16)
-    _features, exact = kernels.batch_topk(x_BD, *parameters, 16)
+    features, least = kernels.encode_batch_topk(x_BD, *parameters, 16, guess, dtype=BFLOAT16)
+    _features, exact = kernels.encode_batch_topk(x_BD, *parameters, 16)
     assert len(features.value) == 16 * ROWS and least == pytest.approx(exact, abs=1e-3)
 
 
@@ -141,7 +141,7 @@ def test_agreement_is_counted(arch):
 def test_agreement_sees_a_difference(monkeypatch):
     """Of an encoder that selects wrongly."""
     trainer, x_BD = trainer_of("topk")
-    topk = kernels.topk
+    topk = kernels.encode_topk
     wrong = lambda x, *args: topk(x if args[-1] is None else x.roll(1, 0), *args)  # noqa: E731
     monkeypatch.setattr(kernels, "topk", wrong)
     assert agreement(trainer, [x_BD.numpy()], 1.0) < 0.2

@@ -11,8 +11,8 @@ import pytest
 from helpers import HOOK, documents, write_set, writer
 from made_sets import made
 
-from lensae.paths import find_set, list_sets
-from lensae.store.lock import WriterLock
+from lensae.core.locks import WriterLock
+from lensae.core.paths import find_set, list_sets
 
 
 class TestRemove:

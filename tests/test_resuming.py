@@ -15,10 +15,11 @@ import pytest
 from helpers import document, write_set
 from toys import SMALL, WIDTH, Stops, digest, interrupted, metrics
 
-from lensae.errors import DamagedError, LensaeError, UserError
-from lensae.paths import find_sae, find_set
-from lensae.sae.checkpoint import WEIGHTS
-from lensae.stages.train import Watcher, train
+from lensae.core.errors import DamagedError, LensaeError, UserError
+from lensae.core.paths import find_sae, find_set
+from lensae.sae.formats.saelens import WEIGHTS
+from lensae.stages.train.run import train
+from lensae.stages.train.watcher import Watcher
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,10 +76,10 @@ def test_early_stopping_goes_on_counting(toy):
 
 def test_a_checkpoint_every_so_many_minutes(toy, monkeypatch):
     """Without any interruption: what is killed loses no more than that."""
-    from lensae.sae import state
+    from lensae.sae.train import checkpoint as state
 
     saved = []
-    monkeypatch.setattr(state, "save", lambda lane: saved.append(lane.place.step))
+    monkeypatch.setattr(state, "save", lambda run: saved.append(run.state.step))
     train(replace(SMALL, checkpoint_minutes=1e-9))
     assert saved[:5] == [1, 2, 3, 4, 5]
     saved.clear()
@@ -177,7 +178,7 @@ def test_killed_on_the_command_line(toy, store, long_recipe):
         process = start(store, "--recipe", long_recipe, "--name", name)
         said = process.communicate()[1]
         assert process.returncode == 0, said
-        assert ("going on from step" in said) == (name == "killed")
+        assert ("resuming at step" in said) == (name == "killed")
     assert digest(toy / "saes/killed") == digest(toy / "saes/whole")
     assert metrics(toy / "saes/killed") == metrics(toy / "saes/whole")
     assert not list(toy.rglob("*.partial"))
@@ -195,7 +196,7 @@ def test_stopped_on_the_command_line(number, toy, store, long_recipe):
 
 
 def test_a_second_signal_does_not_wait():
-    from lensae.stages.interrupts import requested
+    from lensae.stages.shared.interrupts import requested
 
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with requested() as stop:

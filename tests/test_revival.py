@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from lensae import registry
-from lensae.recipe import TrainRecipe
-from lensae.sae.lane import Lane
-from lensae.sae.plan import make_plan
-from lensae.sae.resampling import SIZE, due, resample
+from lensae.core import registry
+from lensae.core.recipe import TrainRecipe
+from lensae.sae.train.resampling import SIZE, due, resample
+from lensae.sae.train.run import TrainingRun
+from lensae.sae.train.schedule import make_plan
 
 D, F, ROWS = 16, 48, 512
 ARCHS = registry.names("sae.architectures")
@@ -25,12 +25,12 @@ def rows(seed: int = 0) -> torch.Tensor:
     return weights @ directions
 
 
-def lane(arch: str, **settings) -> Lane:
+def run(arch: str, **settings) -> TrainingRun:
     recipe = TrainRecipe(arch=arch, width=F / D, k=4, batch=64, **settings)
     if arch in ("relu", "tied-l1", "gated"):
         recipe = TrainRecipe(arch=arch, width=F / D, k=4, batch=64, target_l0=4, **settings)
     trainer = registry.load("sae.architectures", arch).Trainer
-    made = Lane(recipe, make_plan(recipe, ROWS, D), lambda window: trainer(D, F, recipe, window))
+    made = TrainingRun(recipe, make_plan(recipe, ROWS, D), lambda window: trainer(D, F, recipe, window))
     made.start([rows()], (1.0,))
     return made
 
@@ -38,7 +38,7 @@ def lane(arch: str, **settings) -> Lane:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_dead_features_begin_again(arch):
     """Features that were made dead fire again, point along rows' errors, and the optimizer has forgotten them."""
-    one = lane(arch)
+    one = run(arch)
     for _ in range(3):
         one.step([rows(1)])
     dead_R, trainer = torch.arange(5, 15), one.trainer
@@ -64,7 +64,7 @@ def test_dead_features_begin_again(arch):
 
 
 def test_without_dead_features_nothing_changes():
-    one = lane("topk")
+    one = run("topk")
     one.step([rows(1)])
     before = copy.deepcopy(one.trainer.state_dict())
     assert resample(one.trainer, one.optimizer, rows(1), rows(1)) == 0
@@ -83,7 +83,7 @@ def test_revived_features_are_used():
     """In a training that kills half of its features at once, resampling leaves fewer dead than there were."""
     shares = []
     for times in (0, 2):
-        one = lane("relu", epochs=40, resample=times)
+        one = run("relu", epochs=40, resample=times)
         with torch.no_grad():
             one.trainer.b_enc[: F // 2] = -100.0
         for step in range(one.plan.steps):
@@ -93,7 +93,7 @@ def test_revived_features_are_used():
 
 
 def test_the_mean_is_that_of_a_plain_loop():
-    one = lane("topk", average=0.95)
+    one = run("topk", average=0.95)
     means = {name: p.detach().double().clone() for name, p in one.trainer.named_parameters()}
     for step in range(1, 30):
         one.step([rows(step)])
@@ -105,7 +105,7 @@ def test_the_mean_is_that_of_a_plain_loop():
 
 
 def test_the_mean_is_what_is_measured_and_no_more():
-    one = lane("topk", average=0.9)
+    one = run("topk", average=0.9)
     for step in range(20):
         one.step([rows(step)])
     own = copy.deepcopy(one.trainer.state_dict())

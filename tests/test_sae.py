@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_architectures import planted
 
-from lensae import registry
-from lensae.errors import DamagedError, LensaeError, UserError
-from lensae.recipe import TrainRecipe, load_train
-from lensae.sae import checkpoint, functional
+from lensae.core import registry
+from lensae.core.errors import DamagedError, LensaeError, UserError
+from lensae.core.recipe import TrainRecipe, load_train
+from lensae.sae import functional
+from lensae.sae.architectures._base import DeadFeatures
 from lensae.sae.base import SAE
-from lensae.sae.evaluate import Accumulator
-from lensae.sae.fit import Hooks, fit
-from lensae.sae.measure import measure
-from lensae.sae.plan import learning_rate, make_plan
-from lensae.sae.training import DeadFeatures
+from lensae.sae.formats import saelens as checkpoint
+from lensae.sae.metrics.reconstruction import Accumulator
+from lensae.sae.train.loop import Callbacks, fit
+from lensae.sae.train.schedule import learning_rate, make_plan
+from lensae.sae.train.validation import validate
 
 
 def trainer_of(arch: str, d_model: int = 12, d_sae: int = 30, dead_window: int = 10_000, **recipe):
@@ -114,7 +115,7 @@ def test_files_that_do_not_fit(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def small_fit(recipe: TrainRecipe, rows: np.ndarray, hooks: Hooks | None = None):
+def small_fit(recipe: TrainRecipe, rows: np.ndarray, callbacks: Callbacks | None = None):
     plan = make_plan(recipe, len(rows), rows.shape[1])
     arch = registry.load("sae.architectures", recipe.arch)
     return fit(
@@ -123,7 +124,7 @@ def small_fit(recipe: TrainRecipe, rows: np.ndarray, hooks: Hooks | None = None)
         lambda: [rows[:200]],
         recipe,
         plan,
-        hooks,
+        callbacks,
     )
 
 
@@ -134,7 +135,7 @@ def test_best_weights_are_kept_and_training_stops_early():
     result = small_fit(recipe, x)
     losses = [line.heldout_loss for line in result.history if line.dead_share < 1]
     assert len(result.history) < 30 and "no better" in result.stopped
-    _figures, kept = measure(result.trainer, [x[:200]], *result.scales)
+    _figures, kept = validate(result.trainer, [x[:200]], *result.scales)
     assert kept == pytest.approx(min(losses), rel=1e-4)
 
 

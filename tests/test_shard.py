@@ -18,11 +18,11 @@ import pytest
 import torch
 from helpers import HOOK, document, documents, write_set
 
-from lensae.errors import DamagedError, UserError
-from lensae.paths import find_set, read_set
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import find_set, read_set
 from lensae.store import shard as shards
 from lensae.store.export import export
-from lensae.store.memory import MemoryFile
+from lensae.store.memory_file import MemoryFile
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS, COMPRESSIONS, NUL, chunk_rows, content_digest
 from lensae.store.shard import Shard, convert, image
@@ -359,7 +359,7 @@ READ = """
 import sys
 if sys.argv[2] == "blocked":
     sys.modules["hdf5plugin"] = None  # as where it is not installed
-from lensae.errors import LensaeError
+from lensae.core.errors import LensaeError
 from lensae.store.shard import Shard
 try:
     with Shard(sys.argv[1]) as shard:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from lensae import registry
-from lensae.errors import UserError
-from lensae.records import GENERATED, PROMPT
+from lensae.core import registry
+from lensae.core.errors import UserError
+from lensae.core.records import GENERATED, PROMPT
 from lensae.sae.base import SAE
 from lensae.steering import measure, positions
 from lensae.steering.edits import FeatureEdit, MatchedDirection, Replacement, reconstruct
@@ -135,8 +135,9 @@ def test_cached_and_uncached_generation_agree_under_a_feature_edit(operation, sa
 
 @pytest.fixture(scope="module")
 def report(trained):
-    from lensae.stages.lookup import open_lookup
-    from lensae.stages.steer import SteerOptions, steer
+    from lensae.stages.features import open_lookup
+    from lensae.stages.steer.options import SteerOptions
+    from lensae.stages.steer.run import steer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENSAE_STORE", str(trained))
@@ -160,7 +161,7 @@ class TestStage:
         assert [run.name.split()[1] for run in report.controls] == ["feature", "random"]
 
     def test_same_seed_same_texts(self, report, use_trained):
-        from lensae.stages.steer import steer
+        from lensae.stages.steer.run import steer
 
         again = steer(report.options)
         assert again.baseline.texts == report.baseline.texts

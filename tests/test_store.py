@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from helpers import HOOK, document, documents, write_set, writer
 
-from lensae.errors import DamagedError, LensaeError, UserError
-from lensae.paths import find_set, list_sets, read_set
+from lensae.core.errors import DamagedError, LensaeError, UserError
+from lensae.core.paths import find_set, list_sets, read_set
 from lensae.store.reader import SetReader
 from lensae.store.verify import verify
 
@@ -59,7 +59,7 @@ def test_shards_are_chunked_and_checksummed(folder):
 
 def test_a_document_lies_in_one_shard(folder):
     write_set(folder, [document(n, 50) for n in range(5)], shard_rows=64)
-    assert [s["rows"] for s in read_set(folder).manifest["shards"]] == [100, 100, 50]
+    assert [shard.rows for shard in read_set(folder).manifest.shards] == [100, 100, 50]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 6, 13, 29, 30])
@@ -123,7 +123,7 @@ def test_a_finished_pass_is_not_written_again(folder):
 def test_documents_without_a_single_row_are_kept(folder):
     write_set(folder, [document(5, 0), document(6, 0)])
     manifest = read_set(folder).manifest
-    assert manifest["passes"][0]["documents"] == 2 and not faults(folder)
+    assert manifest.passes[0].documents == 2 and not faults(folder)
     with writer(folder) as again:
         assert again.complete and again.documents_done == 2
     with pytest.raises(UserError, match="is empty"):
@@ -134,8 +134,8 @@ def test_a_second_pass_is_added(folder):
     write_set(folder, documents())
     write_set(folder, documents(10), spec={"corpus": "made-up", "seed": 1})
     manifest = read_set(folder).manifest
-    assert len(manifest["passes"]) == 2 and {s["pass"] for s in manifest["shards"]} == {0, 1}
-    assert SetReader(find_set()).rows == sum(p["rows"] for p in manifest["passes"])
+    assert len(manifest.passes) == 2 and {shard.pass_number for shard in manifest.shards} == {0, 1}
+    assert SetReader(find_set()).rows == sum(one.rows for one in manifest.passes)
 
 
 def test_other_settings_do_not_fit_the_set(folder):
@@ -254,8 +254,8 @@ def test_a_spoiled_manifest(folder, text):
         (lambda m: m["shards"][1].pop("sha256"), r"shards\[1\] lacks 'sha256'"),
         (lambda m: m["shards"][1].update(rows=-3), r"shards\[1\] has rows '-3'"),
         (lambda m: m["shards"][1].update(file="../../other.h5"), r"shards\[1\] has the file '../../other.h5'"),
-        (lambda m: m["shards"].append(m["shards"][0]), "has the file '00000.h5'"),
-        (lambda m: m["shards"][0].update({"pass": 3}), "is of pass 3, which is not there"),
+        (lambda m: m["shards"].append(m["shards"][0]), "has the file '00000.h5' again"),
+        (lambda m: m["shards"][0].update({"pass": 3}), "is of pass 3, which does not exist"),
         (lambda m: m.update(schema=99), "newer lensae"),
     ],
 )
@@ -332,7 +332,7 @@ class TestReader:
 def test_two_collects_into_one_set_at_once(lensae, store, model_dir):
     """The second is told; the first is not disturbed."""
     folder = store / "tiny-llama" / "blocks.4.hook_resid_post"
-    from lensae.store.lock import WriterLock
+    from lensae.core.locks import WriterLock
 
     lock = WriterLock(folder)
     arguments = ("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 4)

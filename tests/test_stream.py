@@ -21,9 +21,9 @@ from helpers import HOOK, MODEL, document, documents, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensae.errors import DamagedError, UserError
-from lensae.paths import read_set
-from lensae.records import CapturedDocument
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import read_set
+from lensae.core.records import CapturedDocument
 from lensae.store import stream as module
 from lensae.store.reader import Selection, SetReader
 from lensae.store.shard import Shard
@@ -59,7 +59,7 @@ def sets(tmp_path_factory) -> tuple[SetReader, SetReader]:
     made = documents(60)
     first = SetReader(read_set(write_set(place / "toy" / HOOK, made)))
     second = write_target(place / "toy" / TARGET_HOOK, target_documents(made))
-    assert [s["rows"] for s in first.shards] != [s["rows"] for s in second.shards]
+    assert [shard.rows for shard in first.shards] != [shard.rows for shard in second.shards]
     return first, second
 
 
@@ -144,8 +144,8 @@ def selection_of(reader: SetReader, keep) -> Selection:
     for number, shard in enumerate(reader.shards):
         with reader.shard(number) as opened:
             lengths = np.diff(opened.read("documents/start"))
-        first = shard["first_document"]
-        index = np.array([i for i in range(shard["documents"]) if first + i in keep], np.int64)
+        first = shard.first_document
+        index = np.array([i for i in range(shard.documents) if first + i in keep], np.int64)
         indices.append(index)
         rows += int(lengths[index].sum())
     return Selection(tuple(indices), rows)
@@ -182,17 +182,17 @@ def test_an_epoch_goes_on_at_any_batch(reader, keep, batch, shuffle_rows, epoch)
 
 @settings(deadline=None, max_examples=25)
 @given(selections(), sizes, sizes, st.integers(1, 5))
-def test_ranks_together_see_what_one_sees(reader, keep, batch, shuffle_rows, world):
+def test_ranks_together_see_what_one_sees(reader, keep, batch, shuffle_rows, group):
     selection = selection_of(reader, keep)
     whole = list(RowStream(reader, selection, batch, 1, shuffle_rows).epoch(2))
     parts = []
-    for rank in range(world):
-        part = RowStream(reader, selection, batch, 1, shuffle_rows, rank=rank, world=world)
+    for rank in range(group):
+        part = RowStream(reader, selection, batch, 1, shuffle_rows, rank=rank, world_size=group)
         assert part.batches_per_epoch == len(whole)
         parts.append(list(part.epoch(2)))
     for rank, part in enumerate(parts):
-        same(part, [b[rank::world] for b in whole])
-    again = RowStream(reader, selection, batch, 1, shuffle_rows, rank=world - 1, world=world)
+        same(part, [b[rank::group] for b in whole])
+    again = RowStream(reader, selection, batch, 1, shuffle_rows, rank=group - 1, world_size=group)
     same(list(again.epoch(2, len(whole) // 2)), parts[-1][len(whole) // 2 :])
 
 
@@ -225,7 +225,7 @@ def test_epochs_and_seeds_differ_and_shards_mix(reader):
     epochs = [np.concatenate(list(stream.epoch(n))) for n in (0, 1)]
     other = np.concatenate(list(RowStream(reader, reader.everything(), 128, 1).epoch(0)))
     assert not np.array_equal(*epochs) and not np.array_equal(epochs[0], other)
-    edges = np.cumsum([s["rows"] for s in reader.shards])
+    edges = np.cumsum([shard.rows for shard in reader.shards])
     shards = np.searchsorted(edges, reference(reader, reader.everything(), 128, 0, 0, 65536)[0], "right")
     assert len(np.unique(shards)) > len(reader.shards) // 2
 
@@ -370,7 +370,7 @@ class TestTheEnd:
 
     SCRIPT = (
         "import sys, time; from pathlib import Path\n"
-        "from lensae.paths import read_set; from lensae.store.reader import SetReader\n"
+        "from lensae.core.paths import read_set; from lensae.store.reader import SetReader\n"
         "from lensae.store.stream import RowStream\n"
         "assert 'torch' not in sys.modules\n"
         "reader = SetReader(read_set(Path(sys.argv[1])))\n"
@@ -437,7 +437,9 @@ class TestOtherTokens:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"batch": 0}, {"shuffle_rows": 0}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}], ids=str
+    "numbers",
+    [{"batch": 0}, {"shuffle_rows": 0}, {"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}],
+    ids=str,
 )
 def test_numbers_out_of_range(reader, numbers):
     with pytest.raises(UserError, match="no rows can be drawn"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lensae.errors import LensaeError
+from lensae.core.errors import LensaeError
 from lensae.interpret.moments import Figures, Moments
 from lensae.stages import survey
 from lensae.stages.survey import Block, choose, middle_third
@@ -107,10 +107,10 @@ def test_what_does_not_vary():
         Moments(3).result()
 
 
-def made_up(ranks: list[float], risks: dict[int, float] | None = None) -> tuple[Block, ...]:
+def made_up(process: list[float], risks: dict[int, float] | None = None) -> tuple[Block, ...]:
     base = Figures(100, 1.0, 20.0, 0.5, 3.0, 0.1, 0.4, 0.0, 0.01, 0.0)
     figures = [
-        replace(base, effective_rank=rank, float16_risk=(risks or {}).get(n, 0.01)) for n, rank in enumerate(ranks)
+        replace(base, effective_rank=rank, float16_risk=(risks or {}).get(n, 0.01)) for n, rank in enumerate(process)
     ]
     return tuple(Block(n, f"blocks.{n}.hook_resid_post", f) for n, f in enumerate(figures))
 
@@ -128,11 +128,11 @@ def test_the_highest_effective_rank_of_the_middle_is_chosen():
 
 
 def test_a_block_that_float16_hardly_holds_is_passed_over():
-    ranks = [99, 98, 97, 5, 7, 9, 90, 91, 92]
-    choice = choose(made_up(ranks, {5: 0.5}), 64)
+    process = [99, 98, 97, 5, 7, 9, 90, 91, 92]
+    choice = choose(made_up(process, {5: 0.5}), 64)
     assert choice.block == 4 and choice.dtype == "float16" and "of the 2 whose largest value" in choice.why
-    assert choose(made_up(ranks, {5: 0.499}), 64).block == 5
-    assert choose(made_up(ranks, {0: 3.0, 8: 3.0}), 64).block == 5, "blocks outside the middle third do not matter"
+    assert choose(made_up(process, {5: 0.499}), 64).block == 5
+    assert choose(made_up(process, {0: 3.0, 8: 3.0}), 64).block == 5, "blocks outside the middle third do not matter"
 
 
 def test_when_float16_holds_none_of_them_float32_is_the_advice():

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from toys import SMALL, Stops, broken_after, digest, metrics
 
-from lensae.errors import UserError
-from lensae.recipe import load_sweep, load_train
-from lensae.stages.sweep import Point, marked, sweep, winner
-from lensae.stages.train import train
+from lensae.core.errors import UserError
+from lensae.core.recipe import load_sweep, load_train
+from lensae.stages.train.run import train
+from lensae.stages.train.sweep import Point, marked, sweep, winner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

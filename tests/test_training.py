@@ -12,14 +12,14 @@ import torch
 from helpers import HOOK, write_set
 from toys import SMALL, TARGET_HOOK, WIDTH, Stops, digest, interrupted, made, metrics, write_target
 
-from lensae import registry
-from lensae.paths import find_sae, find_set, read_set
-from lensae.recipe import TrainRecipe
-from lensae.sae import losses
-from lensae.sae import plan as plans
-from lensae.sae.lane import Lane
-from lensae.stages.train import train
-from lensae.stages.training_data import open_data
+from lensae.core import registry
+from lensae.core.paths import find_sae, find_set, read_set
+from lensae.core.recipe import TrainRecipe
+from lensae.sae.architectures import _losses as losses
+from lensae.sae.train import schedule as plans
+from lensae.sae.train.run import TrainingRun
+from lensae.stages.train.data import open_data
+from lensae.stages.train.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,7 @@ def test_a_transcoder_on_two_sets(arch, toy, store):
 
 def test_what_a_transcoder_predicts_is_the_target(toy, store):
     """The saved SAE, on the stored rows of one set, gives those of the other."""
-    from lensae.sae.checkpoint import load
+    from lensae.sae.formats.saelens import load
     from lensae.store.reader import SetReader
 
     write_target(store / "toy" / TARGET_HOOK, made(), 10)
@@ -113,11 +113,11 @@ def test_the_figures_of_a_training(toy, lensae):
 
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu", "gated"])
 def test_the_histogram_is_of_what_the_saved_sae_gives(arch, toy, store):
-    from lensae.sae.checkpoint import load
-    from lensae.sae.histogram import EDGES
+    from lensae.sae.formats.saelens import load
+    from lensae.sae.metrics.histogram import EDGES
 
     report = train(replace(SMALL, arch=arch), f"toy/{HOOK}")
-    counts, zeros = report.fit.strengths
+    counts, zeros = report.fit.activation_histogram
     rows = np.concatenate(list(open_data(SMALL, None).heldout(64)()))
     features = load(report.sae.path).encode(torch.from_numpy(rows)).numpy()
     assert zeros + counts.sum() == features.size and zeros == pytest.approx((features == 0).sum(), abs=2)
@@ -140,7 +140,7 @@ def test_event_files_hold_the_metrics(toy):
 
 
 def test_no_event_files_without_tensorboard(toy, monkeypatch):
-    monkeypatch.setattr("lensae.stages.event_files.available", lambda: False)
+    monkeypatch.setattr("lensae.stages.train.tensorboard.available", lambda: False)
     assert not (train(SMALL).sae.path / "tensorboard").exists()
 
 
@@ -198,13 +198,13 @@ def test_the_encoder_learns_at_its_share_of_the_rate(arch, share):
     recipe = plans.complete(TrainRecipe(arch=arch, width=2, k=4, batch=64, epochs=1, warmup=0.0), 640, 16)
     plan = replace(plans.make_plan(recipe, 640, 16), encoder_share=0.5, lr=1e-3)
     trainer = registry.load("sae.architectures", arch).Trainer
-    lane = Lane(recipe, plan, lambda window: trainer(16, 32, recipe, window))
+    run = TrainingRun(recipe, plan, lambda window: trainer(16, 32, recipe, window))
     rows_BD = torch.randn(64, 16)
-    lane.start([rows_BD], (1.0,))
-    before_FD = lane.trainer.W_enc_FD.detach().clone()
-    lane.trainer.after_step = lambda: None
-    lane.step([rows_BD])
-    moved_FD = (lane.trainer.W_enc_FD.detach() - before_FD).abs()
+    run.start([rows_BD], (1.0,))
+    before_FD = run.trainer.W_enc_FD.detach().clone()
+    run.trainer.after_step = lambda: None
+    run.step([rows_BD])
+    moved_FD = (run.trainer.W_enc_FD.detach() - before_FD).abs()
     assert float(moved_FD.max()) == pytest.approx(share * 1e-3, rel=1e-3)
 
 

@@ -11,9 +11,9 @@ import torch
 from helpers import HOOK, write_set
 from toys import SMALL, broken_after
 
-from lensae.errors import LensaeError, UserError
-from lensae.paths import read_set
-from lensae.stages.train import train
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.paths import read_set
+from lensae.stages.train.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,20 +71,20 @@ def test_a_loss_that_is_no_number_at_once(toy, monkeypatch):
 
 def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(toy, monkeypatch):
     """Before anything was measured there are no best weights, but there is the checkpoint."""
-    from lensae.sae import state
+    from lensae.sae.train import checkpoint as state
 
     broken_after(monkeypatch, 3)
     with pytest.raises(LensaeError, match="the loss was nan at step 3"):
         train(replace(SMALL, checkpoint_minutes=1e-9), name="broken")
     checkpoint = toy / "saes/broken/checkpoints/last.safetensors"
     facts, tensors = state._read(checkpoint)
-    assert facts["place"]["step"] == 3 and not facts["place"]["stopped"]
+    assert facts["state"]["step"] == 3 and not facts["state"]["stopped"]
     assert all(bool(torch.isfinite(t).all()) for name, t in tensors.items() if name.startswith("trainer/W"))
 
 
 def dead_from(monkeypatch, share: float) -> None:
     """A relu family whose features never fire again after this share of the training."""
-    from lensae import registry
+    from lensae.core import registry
 
     module = registry.load("sae.architectures", "relu")
 

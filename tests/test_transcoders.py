@@ -11,13 +11,14 @@ import pytest
 import torch
 from helpers import like_one_shot
 
-from lensae.paths import find_sae, find_set, read_set
-from lensae.recipe import TrainRecipe
-from lensae.sae import checkpoint, functional
+from lensae.core.paths import find_sae, find_set, read_set
+from lensae.core.recipe import TrainRecipe
+from lensae.sae import functional
 from lensae.sae.base import SAE
-from lensae.sae.baselines import Covariance, random_transcoder
-from lensae.sae.regression import JointMoments
-from lensae.stages.models import load_model_of
+from lensae.sae.formats import saelens as checkpoint
+from lensae.sae.metrics.baselines import Covariance, random_transcoder
+from lensae.sae.metrics.linear_maps import JointMoments
+from lensae.stages.shared.models import load_model_of
 from lensae.store.reader import SetReader
 
 READ, PREDICTED = "blocks.4.hook_resid_mid", "blocks.4.hook_mlp_out"
@@ -121,7 +122,8 @@ def test_a_random_transcoder_has_the_width_the_kind_and_the_l0(kind):
 @pytest.fixture(scope="module")
 def paired(tmp_path_factory, model_dir) -> Path:
     """A store with the input and the output of an MLP, and a transcoder from one to the other."""
-    from lensae.stages import collect, train
+    from lensae.stages.collect import run as collect
+    from lensae.stages.train import run as train
 
     place = tmp_path_factory.mktemp("paired") / "store"
     with pytest.MonkeyPatch.context() as patch:
@@ -199,7 +201,7 @@ def by_hand(model, ids: list[int], put) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_losses_of_a_transcoder_are_those_of_hooks_put_on_by_hand(lensae, copied, monkeypatch):
-    monkeypatch.setattr("lensae.stages.evaluate.CE_TOKENS", 150)
+    monkeypatch.setattr("lensae.stages.evaluate.run.CE_TOKENS", 150)
     status, out, err = lensae("evaluate", "--json")
     assert status == 0, err
     loss = json.loads(out)["loss"]

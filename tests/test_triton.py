@@ -12,10 +12,12 @@ import torch
 pytest.importorskip("triton")
 
 from lensae.sae import kernels
-from lensae.sae.kernels import Choice, Pattern, choice, linear, on_triton, reference, select
+from lensae.sae.kernels import Backend, Pattern, autotune, backend, linear, reference, select
+from lensae.sae.kernels import triton as on_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EVERYTHING = Choice(frozenset(choice.KERNELS))
+KERNELS = ("sum_rows", "products_at", "topk_per_row")
+EVERYTHING = Backend(frozenset(KERNELS))
 # Columns below, at and above a tile's width; rows with more pairs than a tile has; features that never fire.
 SHAPES = [(1, 1, 1, 1), (5, 3, 7, 4), (9, 128, 40, 20), (12, 130, 90, 17), (3, 257, 33, 33)]
 
@@ -75,7 +77,7 @@ def test_the_largest_of_each_row(shape, dtype):
     pre_BF = normal(5, rows, d_sae, dtype=dtype)
     if d_sae > 10:
         pre_BF[0, :4] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf])
-    value_BK, index_BK = on_triton.topk(pre_BF, k)
+    value_BK, index_BK = on_triton.topk_per_row(pre_BF, k)
     assert value_BK.dtype == dtype
     assert torch.equal(value_BK.sort(dim=1).values, pre_BF.topk(k, dim=1).values.sort(dim=1).values)
     assert torch.equal(pre_BF.gather(1, index_BK), value_BK)
@@ -84,23 +86,29 @@ def test_the_largest_of_each_row(shape, dtype):
 
 def test_the_first_among_equals():
     pre_BF = torch.tensor([[1.0, 2, 1, 1, 3, 1], [-1.0, -1, -1, -1, -1, -1]], device=DEVICE)
-    _value_BK, index_BK = on_triton.topk(pre_BF, 4)
+    _value_BK, index_BK = on_triton.topk_per_row(pre_BF, 4)
     assert sorted(index_BK[0].tolist()) == [0, 1, 2, 4] and sorted(index_BK[1].tolist()) == [0, 1, 2, 3]
 
 
 def test_rows_that_no_program_can_hold():
     with pytest.raises(ValueError, match="more than"):
-        on_triton.topk(torch.zeros(1, on_triton.LARGEST_ROW + 1, device=DEVICE), 4)
+        on_triton.topk_per_row(torch.zeros(1, on_triton.LARGEST_ROW + 1, device=DEVICE), 4)
     with pytest.raises(ValueError, match="float64"):
-        on_triton.topk(torch.zeros(1, 8, device=DEVICE, dtype=torch.float64), 4)
+        on_triton.topk_per_row(torch.zeros(1, 8, device=DEVICE, dtype=torch.float64), 4)
 
 
 CHOOSE = {
-    "topk": (lambda *args: kernels.topk(*args, 5), lambda pre_BF: reference.topk(pre_BF, 5)),
-    "batch_topk": (lambda *args: kernels.batch_topk(*args, 5)[0], lambda pre_BF: reference.batch_topk(pre_BF, 5)),
-    "above": (lambda *args: kernels.above(*args, 2.0), lambda pre_BF: reference.above(pre_BF, 2.0)),
-    "nothing above": (lambda *args: kernels.above(*args, 1e3), lambda pre_BF: reference.above(pre_BF, 1e3)),
-    "bfloat16": (lambda *args: kernels.topk(*args, 5, dtype=torch.bfloat16), lambda pre_BF: reference.topk(pre_BF, 5)),
+    "topk": (lambda *args: kernels.encode_topk(*args, 5), lambda pre_BF: reference.topk(pre_BF, 5)),
+    "batch_topk": (
+        lambda *args: kernels.encode_batch_topk(*args, 5)[0],
+        lambda pre_BF: reference.batch_topk(pre_BF, 5),
+    ),
+    "above": (lambda *args: kernels.encode_above(*args, 2.0), lambda pre_BF: reference.above(pre_BF, 2.0)),
+    "nothing above": (lambda *args: kernels.encode_above(*args, 1e3), lambda pre_BF: reference.above(pre_BF, 1e3)),
+    "bfloat16": (
+        lambda *args: kernels.encode_topk(*args, 5, dtype=torch.bfloat16),
+        lambda pre_BF: reference.topk(pre_BF, 5),
+    ),
 }
 
 
@@ -114,7 +122,7 @@ def test_features_and_their_gradients(name, monkeypatch):
     x_BD, up_BD = normal(1, 11, 130, dtype=torch.float32), normal(2, 11, 130, dtype=torch.float32)
     shapes = [(130,), (70, 130), (70,), (70, 130), (130,)]
     parameters = [(normal(n, *s, dtype=torch.float32) / s[-1] ** 0.5).requires_grad_() for n, s in enumerate(shapes)]
-    with kernels.using(EVERYTHING):
+    with kernels.use_backend(EVERYTHING):
         features = sparse(x_BD, *parameters[:3])
         x_hat_BD = kernels.decode(features, *parameters[3:])
         ours = torch.autograd.grad((x_hat_BD * up_BD).sum(), parameters)
@@ -134,19 +142,23 @@ def slow(call):
     return slowly
 
 
-PLAIN = {"sum_rows": (linear, "sum_rows"), "products_at": (linear, "products"), "topk": (select, "grouped_topk")}
+PLAIN = {
+    "sum_rows": (linear, "sum_rows"),
+    "products_at": (linear, "products"),
+    "topk_per_row": (select, "grouped_topk"),
+}
 
 
-@pytest.mark.parametrize("kernel", choice.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_faster_one_is_chosen(kernel, monkeypatch):
     """Of two that are the same, but for one that was made slow."""
-    monkeypatch.setattr(choice, "REPEATS", 2)
+    monkeypatch.setattr(autotune, "REPEATS", 2)
     module, name = PLAIN[kernel]
-    plain, arguments = getattr(module, name), {kernel: choice.problem(4, 10, 40, 3, DEVICE)[kernel]}
+    plain, arguments = getattr(module, name), {kernel: autotune.problem(4, 10, 40, 3, DEVICE)[kernel]}
     for slower in ("torch", "triton"):
         monkeypatch.setattr(module, name, slow(plain) if slower == "torch" else plain)
         monkeypatch.setattr(on_triton, kernel, slow(plain) if slower == "triton" else plain)
-        found = choice.compare(arguments)
+        found = autotune.compare(arguments)
         assert found.triton == (frozenset([kernel]) if slower == "torch" else frozenset())
         assert found.seconds[kernel][slower] >= 0.5 and len(found.seconds[kernel]) == 2 and not found.refused
 
@@ -155,30 +167,32 @@ def fails(*_args):
     raise RuntimeError("no such instruction\nand more of it")
 
 
-@pytest.mark.parametrize("kernel", choice.KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_that_is_wrong_or_fails_is_not_chosen(kernel, monkeypatch):
-    monkeypatch.setattr(choice, "REPEATS", 1)
-    arguments = {kernel: choice.problem(4, 10, 40, 3, DEVICE)[kernel]}
+    monkeypatch.setattr(autotune, "REPEATS", 1)
+    arguments = {kernel: autotune.problem(4, 10, 40, 3, DEVICE)[kernel]}
     monkeypatch.setattr(on_triton, kernel, fails)
-    assert choice.compare(arguments) == Choice(refused={kernel: "RuntimeError: no such instruction"})
+    assert autotune.compare(arguments) == Backend(refused={kernel: "RuntimeError: no such instruction"})
     plain = getattr(*PLAIN[kernel])
     wrong = {"topk": lambda *args: (plain(*args)[0], plain(*args)[1].roll(1, 0))}
     monkeypatch.setattr(on_triton, kernel, wrong.get(kernel, lambda *args: 1.01 * plain(*args)))
-    found = choice.compare(arguments)
+    found = autotune.compare(arguments)
     assert not found.triton and "differs" in found.refused[kernel]
 
 
 def test_without_cuda_nothing_is_loaded():
     """On CPUs it is PyTorch's, and a training's modules do not import Triton."""
     code = (
-        "import sys, torch; before = 'triton' in sys.modules; from lensae.sae import fit, kernels; "
-        "assert kernels.choose(64, 8, 64, 4, 'cpu') == kernels.Choice() and ('triton' in sys.modules) == before; "
-        "assert 'lensae.sae.kernels.on_triton' not in sys.modules"
+        "import sys, torch; before = 'triton' in sys.modules; from lensae.sae import kernels; "
+        "from lensae.sae.train import loop; "
+        "assert kernels.choose_backend(64, 8, 64, 4, 'cpu') == kernels.Backend(); "
+        "assert ('triton' in sys.modules) == before; "
+        "assert 'lensae.sae.kernels.triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_choice_ends_with_its_block():
-    with kernels.using(EVERYTHING):
-        assert choice.chosen("topk", fails) is on_triton.topk
-    assert choice.chosen("topk", fails) is fails
+    with kernels.use_backend(EVERYTHING):
+        assert backend.implementation("topk_per_row", fails) is on_triton.topk_per_row
+    assert backend.implementation("topk_per_row", fails) is fails

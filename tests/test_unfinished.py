@@ -11,11 +11,11 @@ import pytest
 from helpers import HOOK, documents, write_set
 from toys import Stops
 
-from lensae.errors import UserError
-from lensae.paths import find_pair, find_sae, find_set
-from lensae.recipe import TrainRecipe
-from lensae.stages.train import train
-from lensae.stages.training_folder import TrainingFolder
+from lensae.core.errors import UserError
+from lensae.core.paths import find_pair, find_sae, find_set
+from lensae.core.recipe import TrainRecipe
+from lensae.stages.train.folder import TrainingFolder
+from lensae.stages.train.run import train
 
 SMALL = TrainRecipe(width=2, k=4, batch=64, epochs=4)
 

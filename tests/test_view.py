@@ -11,7 +11,7 @@ import pytest
 from helpers import document, documents, write_set
 from made_sets import expected, made, opened
 
-from lensae.paths import find_set
+from lensae.core.paths import find_set
 from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.view import write_view
 
@@ -35,7 +35,7 @@ class TestView:
             assert (file.attrs["rows"], file.attrs["documents"]) == (len(wanted["document"]), len(found))
 
     def test_equals_the_shards_also_when_moved(self, written, folder, tmp_path, monkeypatch):
-        wanted = expected(written, find_set().manifest["dtype"])
+        wanted = expected(written, find_set().manifest.dtype)
         path = write_view(find_set())
         assert path == folder / "view.h5"
         self.check(path, wanted, written)
@@ -44,7 +44,7 @@ class TestView:
         self.check(tmp_path / "elsewhere" / "view.h5", wanted, written)
 
     def test_across_shards(self, written):
-        wanted = expected(written, find_set().manifest["dtype"])
+        wanted = expected(written, find_set().manifest.dtype)
         with h5py.File(write_view(find_set())) as file:
             np.testing.assert_array_equal(file["activations"][50:200:7, 3], wanted["activations"][50:200:7, 3])
             row = 150
@@ -70,7 +70,7 @@ class TestView:
     def test_a_shard_that_goes_missing_later_shows(self, folder):
         write_set(folder, made())
         path = write_view(find_set())
-        rows = find_set().manifest["shards"][0]["rows"]
+        rows = find_set().manifest.shards[0].rows
         (folder / "shards" / "00000.h5").unlink()
         with h5py.File(path) as file:
             assert np.isnan(file["activations"][:rows]).all() and not np.isnan(file["activations"][rows:]).any()

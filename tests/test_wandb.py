@@ -14,8 +14,9 @@ import pytest
 from helpers import HOOK, documents, write_set
 from toys import Stops
 
-from lensae.recipe import TrainRecipe
-from lensae.stages.train import Watcher, train
+from lensae.core.recipe import TrainRecipe
+from lensae.stages.train.run import train
+from lensae.stages.train.watcher import Watcher
 
 OPTIONS = ("train", "--width", 2, "--k", 4, "--batch", 64, "--epochs", 4)
 SMALL = TrainRecipe(width=2, k=4, batch=64, epochs=4)
@@ -96,7 +97,7 @@ def test_without_the_option_nothing_is(lensae, toy, wandb):
 
 
 def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
-    from lensae.stages.wandb_runs import Logged
+    from lensae.stages.train.wandb import Logged
 
     with pytest.raises(KeyboardInterrupt), Logged(Stops(12), print) as watcher:
         train(SMALL, name="parts", watcher=watcher)
@@ -110,7 +111,7 @@ def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
 
 
 def test_a_run_that_begins_late_is_told_the_history(toy, wandb):
-    from lensae.stages.wandb_runs import Logged
+    from lensae.stages.train.wandb import Logged
 
     with pytest.raises(KeyboardInterrupt):
         train(SMALL, name="parts", watcher=Stops(12))
@@ -156,7 +157,7 @@ def test_without_the_package(found, lensae, toy, monkeypatch):
 
 
 def test_other_processes_of_the_training_have_no_runs(wandb, monkeypatch):
-    from lensae.stages.wandb_runs import Logged
+    from lensae.stages.train.wandb import Logged
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

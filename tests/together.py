@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from lensae.recipe import TrainRecipe
-from lensae.stages.ranks import leave, trained_together
-from lensae.stages.train import train_all
-from lensae.stages.training_data import open_data
+from lensae.core.recipe import TrainRecipe
+from lensae.stages.shared.processes import leave, training_group
+from lensae.stages.train.data import open_data
+from lensae.stages.train.run import train_all
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
     for settings, name in job["trainings"]:
         recipe = TrainRecipe(**settings)
         groups.setdefault((recipe.target, recipe.batch), []).append((recipe, name))
-    with trained_together(job["by_feature"]) as world:
+    with training_group(job["by_feature"]) as group:
         for wanted in groups.values():
-            reports = train_all(open_data(wanted[0][0], job["set"]), wanted, world=world)
+            reports = train_all(open_data(wanted[0][0], job["set"]), wanted, group=group)
             for report in filter(None, reports):
                 if isinstance(report, Exception):
                     raise report

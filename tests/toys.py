@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from helpers import HOOK, MODEL, document
 
-from lensae.recipe import TrainRecipe
-from lensae.sae.checkpoint import WEIGHTS
-from lensae.stages.train import Watcher, train
+from lensae.core.recipe import TrainRecipe
+from lensae.sae.formats.saelens import WEIGHTS
+from lensae.stages.train.run import train
+from lensae.stages.train.watcher import Watcher
 from lensae.store.writer import SetWriter, header
 
 WIDTH = 16
@@ -71,7 +72,7 @@ def interrupted(recipe: TrainRecipe, after: int, name: str):
 
 def broken_after(monkeypatch, steps: int, name: str = "topk"):
     """A family whose loss is no number after so many steps."""
-    from lensae import registry
+    from lensae.core import registry
 
     module = registry.load("sae.architectures", name)
     forward = module.Trainer.forward

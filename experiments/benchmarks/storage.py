@@ -27,10 +27,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lensae.durable import write_json
-from lensae.paths import find_set
-from lensae.stages.collect import CollectOptions, collect
-from lensae.store.memory import MemoryFile
+from lensae.core.durable import write_json
+from lensae.core.paths import find_set
+from lensae.stages.collect.run import CollectOptions, collect
+from lensae.store.memory_file import MemoryFile
 from lensae.store.reader import SetReader
 from lensae.store.writer import default_shard_rows
 

@@ -12,8 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
-from lensae.errors import Elsewhere, LensaeError, UserError
-from lensae.stages.ranks import current, leave
+from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
+from lensae.stages.shared.processes import current, leave
 
 LAST_WORDS_S = 20.0  # that a process which has nothing to tell leaves to the one that has
 
@@ -90,11 +90,11 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if current().world > 1 and not end.code:
+        if current().world_size > 1 and not end.code:
             leave()
         raise
     except LensaeError as error:
-        if isinstance(error, Elsewhere | UserError | Interrupted) and not current().first:
+        if isinstance(error, OtherProcessEnded | UserError | Interrupted) and not current().is_first:
             _leave(error)
         _fail(error.what, error.hint, error.exit_status)
     except BrokenPipeError:

@@ -72,7 +72,7 @@ def command(
     pass under torchrun: torchrun --nproc-per-node 2 main.py collect ...
     """
     given = {name: value for name, value in locals().items() if name not in ("hook", "steer", "as_json")}
-    from lensae.stages.collect import CollectOptions, collect
+    from lensae.stages.collect.run import CollectOptions, collect
     from lensae.views import collect as view
     from lensae.views.console import out
     from lensae.views.progress import Watch

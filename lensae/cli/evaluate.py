@@ -14,7 +14,7 @@ def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOpti
     histograms of density, activations and decoder cosines (PNG) into the SAE's folder. Any SAE in the SAELens layout
     can be measured: --sae FOLDER. A transcoder is measured on the rows that it predicts, beside linear maps.
     """
-    from lensae.stages.evaluate import evaluate, summary
+    from lensae.stages.evaluate.run import evaluate, summary
     from lensae.views import evaluate as view
     from lensae.views import figures
     from lensae.views.console import current, out, print_json

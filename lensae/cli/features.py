@@ -24,7 +24,7 @@ def top(
 
     Samples of one prompt share its tokens: such copies are shown once and counted (×8).
     """
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 
@@ -57,7 +57,7 @@ def list_(
     """List features: the densest, the strongest, or those that best tell the labels of the set apart."""
     from dataclasses import asdict
 
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 
@@ -83,7 +83,7 @@ def show(
 ) -> None:
     """Show all there is on one feature: figures, histogram, its tokens, its labels, its strongest examples."""
     from lensae.index.file import EDGES
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 

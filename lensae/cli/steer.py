@@ -39,7 +39,8 @@ def command(
     Every condition uses the same random numbers. The controls are another feature of like density and a random
     direction, at the same strength.
     """
-    from lensae.stages.steer import DEFAULT_PROMPTS, SteerOptions, steer
+    from lensae.stages.steer.options import DEFAULT_PROMPTS, SteerOptions
+    from lensae.stages.steer.run import steer
     from lensae.views import steer as view
     from lensae.views.console import current, out, print_json
     from lensae.views.progress import Watch

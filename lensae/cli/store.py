@@ -15,7 +15,7 @@ NameArgument = Annotated[str | None, typer.Argument(help="A set, as in `store li
 @app.command("list", epilog=examples("store list", "store list --json"))
 def list_(as_json: JsonOption = False) -> None:
     """List activation sets and their SAEs."""
-    from lensae.paths import store_root
+    from lensae.core.paths import store_root
     from lensae.stages import store
     from lensae.views import store as view
     from lensae.views.console import out, print_json
@@ -57,7 +57,7 @@ def verify(name: NameArgument = None, as_json: JsonOption = False) -> None:
     entry = store.any_set(name)
     faults = []
     with Watch() as watch:
-        watch.start("verifying", len(entry.manifest["shards"]), "shards")
+        watch.start("verifying", len(entry.manifest.shards), "shards")
         for _file, found in check.verify(entry):
             faults += found
             watch.advance(1)
@@ -65,7 +65,7 @@ def verify(name: NameArgument = None, as_json: JsonOption = False) -> None:
         print_json({"set": entry.name, "faults": [asdict(fault) for fault in faults]})
     else:
         current(entry.name)
-        view.faults(out(), faults, len(entry.manifest["shards"]))
+        view.faults(out(), faults, len(entry.manifest.shards))
     if faults:
         raise typer.Exit(1)
 
@@ -76,7 +76,7 @@ def repair(name: NameArgument = None, as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from lensae.stages import store
-    from lensae.stages.repair import repair as make_again
+    from lensae.stages.collect.repair import repair as make_again
     from lensae.views import store as view
     from lensae.views.console import current, out, print_json
     from lensae.views.progress import Watch
@@ -88,7 +88,7 @@ def repair(name: NameArgument = None, as_json: JsonOption = False) -> None:
         print_json({"set": entry.name, "repaired": [asdict(shard) for shard in done]})
         return
     current(entry.name)
-    view.repaired(out(), done, len(entry.manifest["shards"]))
+    view.repaired(out(), done, len(entry.manifest.shards))
 
 
 @app.command("view", epilog=examples("store view", "store view smollm2-135m/blocks.15.hook_resid_post"))
@@ -155,7 +155,7 @@ def _agree(going: dict, yes: bool) -> bool:
     """Show what goes and ask, unless the answer was given with the command."""
     import sys
 
-    from lensae.errors import UserError
+    from lensae.core.errors import UserError
     from lensae.views import store as view
     from lensae.views.console import err
 

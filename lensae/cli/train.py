@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lensae import registry
 from lensae.cli.options import JsonOption, SetOption, command_line, examples
+from lensae.core import registry
 
 EXAMPLES = examples(
     "train",
@@ -77,7 +77,7 @@ def command(
     given = {key: value for key, value in locals().items() if key not in APART}
     from contextlib import ExitStack
 
-    from lensae.recipe import load_sweep
+    from lensae.core.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
     from lensae.views import train as view
@@ -86,14 +86,14 @@ def command(
     with ExitStack() as stack:
         watcher = live = stack.enter_context(view.LiveTraining())
         if wandb:
-            from lensae.stages.wandb_runs import Logged
+            from lensae.stages.train.wandb import Logged
 
             watcher = stack.enter_context(Logged(live, live.say))
         if len(settings) > 1:
-            from lensae.stages.sweep import sweep as run
+            from lensae.stages.train.sweep import sweep as run
             from lensae.views import sweep as view
         else:
-            from lensae.stages.train import train as run
+            from lensae.stages.train.run import train as run
 
             settings = settings[0]
         report = run(settings, set_name, name, watcher, command_line(), shard_features)

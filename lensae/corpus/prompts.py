@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from lensae import registry
-from lensae.errors import UserError, unknown
-from lensae.records import Prompt, ReadOptions
+from lensae.core import registry
+from lensae.core.errors import UserError, unknown
+from lensae.core.records import Prompt, ReadOptions
 
 PLACEHOLDER = "{text}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from statistics import mean
 
+from lensae.core.records import CorpusStats
 from lensae.corpus.prompts import Corpus
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -26,23 +26,6 @@ FUNCTION_WORDS = frozenset(
     couldn't that's there's they're we're you're i'd i'll he'd she'd won't
     """.split()
 )
-
-
-@dataclass(frozen=True)
-class CorpusStats:
-    """Counts over a corpus; `tokens` is None when no tokenizer was given."""
-
-    name: str
-    prompts: int
-    words: int
-    words_mean: float
-    words_min: int
-    words_max: int
-    labels: tuple[tuple[str, int], ...]
-    content_words: tuple[tuple[str, int], ...]
-    template: str
-    tokens: int | None = None
-    tokens_mean: float | None = None
 
 
 def words(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse, stats
 
-from lensae.records import LabelScore
+from lensae.core.records import LabelScore
 
 
 def strongest_per_document(
@@ -29,8 +29,8 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
     n_positive, n_negative = int(positive_N.sum()), int((~positive_N).sum())
     if not n_positive or not n_negative:
         return 0.5
-    ranks = stats.rankdata(scores_N)
-    return float((ranks[positive_N].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    process = stats.rankdata(scores_N)
+    return float((process[positive_N].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
 def label_scores(

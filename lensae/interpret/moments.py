@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensae.errors import LensaeError
+from lensae.core.errors import LensaeError
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
 

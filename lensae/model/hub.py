@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lensae.deadline import within
-from lensae.errors import UserError
+from lensae.core.deadline import within
+from lensae.core.errors import UserError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 ANSWER_WITHIN_S = 3.5

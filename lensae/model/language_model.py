@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 from lensae.model.source import ModelSource
 from lensae.model.text import Text
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lensae.errors import LensaeError, UserError, nearest
+from lensae.core.errors import LensaeError, UserError, nearest
 from lensae.model import attention
 from lensae.model.hooked import RESIDUAL, ResidualStream
 from lensae.model.language_model import LanguageModel

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 
 EMBEDDED = "smollm2-135m"
 

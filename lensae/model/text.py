@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 
 REPLACEMENT = "\ufffd"  # what stands for bytes that are no character
 PIECE_CHARACTERS = 1_000_000

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from lensae import model as models
+from lensae.core.records import CorpusStats
 from lensae.corpus.prompts import load
-from lensae.corpus.stats import CorpusStats, describe
+from lensae.corpus.stats import describe
 
 
 def stats(name: str, model: str | None = None) -> CorpusStats:

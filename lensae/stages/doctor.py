@@ -7,8 +7,8 @@ import os
 import platform
 from dataclasses import dataclass
 
-from lensae.errors import LensaeError
-from lensae.paths import free_bytes, store_root
+from lensae.core.errors import LensaeError
+from lensae.core.paths import free_bytes, store_root
 
 PACKAGES = ("torch", "transformer-lens", "transformers", "typer", "rich", "h5py", "numpy", "scipy", "safetensors")
 ROOM_GIB = 2

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lensae.durable import write_json
-from lensae.errors import UserError, nearest
-from lensae.paths import experiments_root, find_set, list_saes
-from lensae.recipe import TrainRecipe, load_train, table
-from lensae.stages import collect, evaluate, index, lookup, steer, train
+from lensae.core.durable import write_json
+from lensae.core.errors import UserError, nearest
+from lensae.core.paths import experiments_root, find_set, list_saes
+from lensae.core.recipe import TrainRecipe, load_train, table
+from lensae.stages import features as lookup
+from lensae.stages import index
+from lensae.stages.collect import run as collect
+from lensae.stages.evaluate import run as evaluate
+from lensae.stages.steer import run as steer
+from lensae.stages.train import run as train
 
 CANDIDATES, SELDOM = 16, 0.02
 TABLES = ("collect", "train", "features", "steer")
@@ -111,7 +116,7 @@ def choose(opened: lookup.Lookup, count: int = 3, k: int = 5) -> list[ChosenFeat
 def _trained(set_name: str, recipe: TrainRecipe) -> str | None:
     """An SAE that the same recipe made from the same shards, or None."""
     entry = find_set(set_name)
-    shards = [shard["sha256"] for shard in entry.manifest["shards"]]
+    shards = [shard.sha256 for shard in entry.manifest.shards]
     for sae in list_saes(entry):
         same = sae.training.get("recipe") == asdict(recipe)
         if same and sae.completed_at and sae.training["set"]["shards_sha256"] == shards:

@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from lensae.durable import clear_partials, partial_of
-from lensae.errors import DamagedError, LensaeError, UserError, unknown
-from lensae.paths import SetEntry, find_set, list_saes, list_sets, read_set, safe_name_pair, store_root
-from lensae.stages.progress import Progress, Silent
-from lensae.stages.training_folder import unfinished
+from lensae.core.durable import clear_partials, partial_of
+from lensae.core.errors import DamagedError, LensaeError, UserError, unknown
+from lensae.core.paths import SetEntry, find_set, list_saes, list_sets, read_set, safe_name_pair, store_root
+from lensae.stages.shared.progress import Progress, Silent
+from lensae.stages.train.folder import unfinished
 
 MARKS = ("manifest.json", "shards", ".lock")
 
@@ -27,13 +28,13 @@ def _facts(entry: SetEntry) -> dict:
     return {
         "name": entry.name,
         "path": str(entry.path),
-        "model": manifest["model"]["name"],
-        "hook": manifest["hook"],
+        "model": manifest.model.name,
+        "hook": manifest.hook,
         "rows": entry.rows,
-        "documents": sum(shard["documents"] for shard in manifest["shards"]),
-        "width": manifest["width"],
-        "dtype": manifest["dtype"],
-        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+        "documents": sum(shard.documents for shard in manifest.shards),
+        "width": manifest.width,
+        "dtype": manifest.dtype,
+        "bytes": sum(shard.bytes for shard in manifest.shards),
         "completed_at": entry.completed_at,
         "saes": [sae.name for sae in list_saes(entry) if sae.completed_at],
         "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.completed_at],
@@ -43,13 +44,13 @@ def _facts(entry: SetEntry) -> dict:
 def info(name: str | None = None) -> dict:
     """Everything about one set."""
     entry = find_set(name)
-    model = entry.manifest["model"]
+    model = entry.manifest.model
     return {
         **_facts(entry),
-        "shards": len(entry.manifest["shards"]),
-        "weights_sha256": model["weights_sha256"],
-        "versions": " ".join(f"{k} {v}" for k, v in entry.manifest["versions"].items()),
-        "passes": entry.manifest["passes"],
+        "shards": len(entry.manifest.shards),
+        "weights_sha256": model.weights_sha256,
+        "versions": " ".join(f"{k} {v}" for k, v in entry.manifest.versions.items()),
+        "passes": [asdict(one) for one in entry.manifest.passes],
     }
 
 
@@ -89,7 +90,7 @@ def remove(name: str, agree: Callable[[dict], bool]) -> dict:
 
     The set's lock is held meanwhile: raises LensaeError when a process is writing to the set.
     """
-    from lensae.store.lock import WriterLock
+    from lensae.core.locks import WriterLock
 
     folder = any_folder(name)
     if folder.is_symlink():

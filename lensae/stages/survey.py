@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from lensae import model as models
+from lensae.core.errors import LensaeError, UserError
 from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import LensaeError, UserError
 from lensae.interpret.moments import Figures, Moments
-from lensae.stages.progress import Progress, Silent
+from lensae.stages.shared.progress import Progress, Silent
 
 HOOKS = "blocks.*.hook_resid_post"
 CONTEXT = 512
@@ -32,7 +32,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Choice:
+class HookChoice:
     """The hook to collect at, and why, in a sentence; `dtype` is what its activations can be stored in."""
 
     block: int
@@ -51,8 +51,13 @@ class SurveyReport:
     tokens: int
     d_model: int
     blocks: tuple[Block, ...]
-    choice: Choice
+    choice: HookChoice
     seconds: float
+
+    @property
+    def middle(self) -> range:
+        """The blocks of the middle third, among which the hook is chosen."""
+        return middle_third(len(self.blocks))
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def middle_third(n_blocks: int) -> range:
     return range(n_blocks // 3, -(-2 * n_blocks // 3))
 
 
-def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
+def choose(blocks: tuple[Block, ...], d_model: int) -> HookChoice:
     """Of the middle third, the block of the highest effective rank among those that float16 holds with ease.
 
     In the middle a feature is no longer a single token and not yet the next one's preparation. Where every block
@@ -163,7 +168,7 @@ def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
         f"and block {best.block} has the highest effective rank there, {f.effective_rank:.1f} of {d_model}"
     )
     if not safe:
-        return Choice(
+        return HookChoice(
             best.block,
             best.hook,
             f"{why}; every block there has values of more than half of what float16 can hold (its own largest is "
@@ -172,4 +177,4 @@ def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
         )
     if len(safe) < len(middle):
         why += f", of the {len(safe)} whose largest value is below half of what float16 can hold"
-    return Choice(best.block, best.hook, f"{why}; its largest value is {largest}", "float16")
+    return HookChoice(best.block, best.hook, f"{why}; its largest value is {largest}", "float16")

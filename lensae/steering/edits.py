@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lensae import registry
+from lensae.core import registry
 from lensae.sae.base import SAE
 from lensae.steering import positions
 
@@ -67,7 +67,7 @@ class Replacement:
         return _replaced(x_BTD, origin_BT, self.function(x_BTD))
 
 
-class Noted:
+class StreamRecorder:
     """Leaves the stream at a hook as it is, and keeps a copy of it until it is taken, later in the same pass."""
 
     def __init__(self, hook: str):
@@ -87,22 +87,24 @@ class Noted:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The stream replaced by a function of what was `noted` elsewhere in the same pass, at the tokens where
+    """The stream replaced by a function of what was `recorder` elsewhere in the same pass, at the tokens where
     Replacement replaces it. The noting edit has to be among the edits of the pass, at a hook that comes before."""
 
     hook: str
-    noted: Noted
+    recorder: StreamRecorder
     function: Callable[[torch.Tensor], torch.Tensor]
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The replaced stream."""
-        return _replaced(x_BTD, origin_BT, self.function(self.noted.take()))
+        return _replaced(x_BTD, origin_BT, self.function(self.recorder.take()))
 
 
-def predicted(source: str, hook: str, function: Callable[[torch.Tensor], torch.Tensor]) -> list[Noted | Prediction]:
+def predicted(
+    source: str, hook: str, function: Callable[[torch.Tensor], torch.Tensor]
+) -> list[StreamRecorder | Prediction]:
     """The edits that replace the stream at `hook` by `function` of the stream at `source`."""
-    noted = Noted(source)
-    return [noted, Prediction(hook, noted, function)]
+    recorder = StreamRecorder(source)
+    return [recorder, Prediction(hook, recorder, function)]
 
 
 def reconstruct(sae: SAE) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lensae.errors import unknown
-from lensae.records import GENERATED, PROMPT
+from lensae.core.errors import unknown
+from lensae.core.records import GENERATED, PROMPT
 
 if TYPE_CHECKING:
     import torch

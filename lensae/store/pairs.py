@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 from lensae.store.reader import Selection, SetReader
 
 TOKEN_COLUMNS = ("token_id", "position", "documents/input_ids", "documents/start", "documents/input_start")
@@ -52,7 +52,7 @@ def check_same_tokens(reader: SetReader, other: SetReader) -> None:
         digests = zip(TOKEN_COLUMNS, _token_digests(reader), _token_digests(other), strict=True)
         what = ", ".join(name for name, here, there in digests if here != there)
     if what:
-        model, hooks = reader.entry.manifest["model"]["name"], [r.entry.manifest["hook"] for r in (reader, other)]
+        model, hooks = reader.entry.manifest.model.name, [r.entry.manifest.hook for r in (reader, other)]
         raise UserError(
             f"{reader.entry.name} and {other.entry.name} do not hold the same tokens ({what})",
             f"collect both at once: python main.py collect {model} --hook {hooks[0]} --hook {hooks[1]}",

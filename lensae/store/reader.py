@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.errors import DamagedError, UserError
-from lensae.paths import SetEntry
-from lensae.records import StoredDocument
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import SetEntry
+from lensae.core.records import StoredDocument
 from lensae.store.schema import CHUNK_ROWS
 from lensae.store.shard import Shard
 
@@ -56,8 +56,8 @@ class SetReader:
 
     def __init__(self, entry: SetEntry):
         self.entry = entry
-        self.width = int(entry.manifest["width"])
-        self.shards = entry.manifest["shards"]
+        self.width = int(entry.manifest.width)
+        self.shards = entry.manifest.shards
         if not entry.rows:
             raise UserError(f"the activation set {entry.name} is empty", "collect into it: python main.py collect")
 
@@ -68,14 +68,14 @@ class SetReader:
 
     def path(self, number: int) -> Path:
         """The file of shard `number`."""
-        return self.entry.path / "shards" / self.shards[number]["file"]
+        return self.entry.path / "shards" / self.shards[number].file
 
     def shard(self, number: int) -> Shard:
         """Shard `number`, opened; raises DamagedError when it is missing, cut short or not the one in the manifest."""
         shard = Shard(self.path(number), number)
-        if shard.rows != self.shards[number]["rows"]:
+        if shard.rows != self.shards[number].rows:
             shard.file.close()
-            raise DamagedError(f"{shard.path} holds {shard.rows} rows, the manifest says {self.shards[number]['rows']}")
+            raise DamagedError(f"{shard.path} holds {shard.rows} rows, the manifest says {self.shards[number].rows}")
         return shard
 
     def everything(self) -> Selection:

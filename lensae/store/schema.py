@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lensae.manifest import NEWEST
+from lensae.core.manifest import NEWEST
 
 SCHEMA = NEWEST
 CHUNK_ROWS = 1024  # rows read at once; a whole number of chunks

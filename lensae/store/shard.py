@@ -13,9 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lensae.errors import DamagedError, LensaeError, unknown
-from lensae.records import CapturedDocument, StoredDocument, TokenSpan
-from lensae.store.memory import MemoryFile
+from lensae.core.errors import DamagedError, LensaeError, unknown
+from lensae.core.records import CapturedDocument, StoredDocument, TokenSpan
+from lensae.store.memory_file import MemoryFile
 from lensae.store.schema import (
     CHUNK_ROWS,
     COMPRESSIONS,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import Selection, SetReader
 from lensae.store.schema import CHUNK_ROWS
@@ -35,8 +35,8 @@ class RowStream:
     """The rows of `selection` in shuffled batches (N, D) float32, read ahead by threads while a batch is used.
 
     With `target`, a set that holds the same tokens, batches are pairs: the rows of both sets for the same tokens.
-    Of each batch of `batch` rows this process gets rows `rank::world`, so the ranks together see what one would; the
-    last batch of an epoch may be short, on some ranks even empty. Each rank reads every window.
+    Of each batch of `batch` rows this process gets rows `rank::world_size`, so the processes together see what one
+    would; the last batch of an epoch may be short, on some processes even empty. Each rank reads every window.
     Memory: two windows of at most `shuffle_rows` + 1024 rows in the type of the set and four batches, of each set.
     Raises UserError when `target` holds other tokens or a number is out of its range.
     """
@@ -50,16 +50,16 @@ class RowStream:
         shuffle_rows: int = SHUFFLE_ROWS,
         target: SetReader | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
-        if batch < 1 or shuffle_rows < 1 or not 0 <= rank < world:
-            given = f"batch {batch}, shuffle_rows {shuffle_rows}, rank {rank} of {world}"
+        if batch < 1 or shuffle_rows < 1 or not 0 <= rank < world_size:
+            given = f"batch {batch}, shuffle_rows {shuffle_rows}, rank {rank} of {world_size}"
             raise UserError(f"no rows can be drawn with {given}", "sizes are 1 or more, a rank is below their number")
         if target is not None:
             check_same_tokens(reader, target)
         self.selection, self.batch, self.seed, self.shuffle_rows = selection, batch, seed, shuffle_rows
         self.readers = (reader,) if target is None else (reader, target)
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.chunks = _chunks(reader, selection)
         self.rows = int(self.chunks[:, 2].sum())
 
@@ -98,7 +98,7 @@ class RowStream:
     def _rows(self, chunks: np.ndarray) -> list[np.ndarray]:
         """The selected rows (W, D) of `chunks`, of each set, in the order of the set and in its own type."""
         rows = int(chunks[:, 2].sum())
-        arrays = [np.empty((rows, r.width), r.entry.manifest["dtype"]) for r in self.readers]
+        arrays = [np.empty((rows, r.width), r.entry.manifest.dtype) for r in self.readers]
         with ExitStack() as stack:
             files = [stack.enter_context(_Rows(reader)) for reader in self.readers]
             done = 0
@@ -115,7 +115,7 @@ class RowStream:
         try:
             for number in range(first_batch, self.batches_per_epoch):
                 first, last = number * self.batch, min((number + 1) * self.batch, self.rows)
-                wanted = np.arange(first + self.rank, last, self.world)
+                wanted = np.arange(first + self.rank, last, self.world_size)
                 batch = tuple(np.empty((len(wanted), reader.width), np.float32) for reader in self.readers)
                 done = 0
                 while window is None or window.end < last:
@@ -206,7 +206,7 @@ class _Rows:
 
 def _edges(reader: SetReader) -> np.ndarray:
     """The number of the first row of each shard, and of all rows."""
-    return np.cumsum([0] + [shard["rows"] for shard in reader.shards])
+    return np.cumsum([0] + [shard.rows for shard in reader.shards])
 
 
 def _chunks(reader: SetReader, selection: Selection) -> np.ndarray:

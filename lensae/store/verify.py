@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.paths import SetEntry
+from lensae.core.paths import SetEntry
 from lensae.store.schema import ROW_COLUMNS
 from lensae.store.shard import Shard
 
@@ -28,23 +28,23 @@ class Fault:
 
 def verify(entry: SetEntry) -> Iterator[tuple[str, list[Fault]]]:
     """Check each shard in turn; yields (file name, its faults) so that progress can be shown."""
-    listed = {shard["file"] for shard in entry.manifest["shards"]}
-    for shard in entry.manifest["shards"]:
-        yield shard["file"], _check(entry, shard)
+    listed = {shard.file for shard in entry.manifest.shards}
+    for shard in entry.manifest.shards:
+        yield shard.file, _check(entry, shard)
     for path in sorted(entry.path.glob("shards/*.h5")):
         if path.name not in listed:
             yield path.name, [Fault(path.name, "manifest", "not listed; the next collect takes it in")]
 
 
 def _check(entry: SetEntry, listed: dict) -> list[Fault]:
-    name = listed["file"]
+    name = listed.file
     path = entry.path / "shards" / name
     if not path.is_file():
         return [Fault(name, "file", "missing")]
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest == listed["sha256"]:
-        return [] if _row_count(path) == listed["rows"] else [Fault(name, "manifest", "wrong row count")]
+    if digest == listed.sha256:
+        return [] if _row_count(path) == listed.rows else [Fault(name, "manifest", "wrong row count")]
     return _located(path, name) or [Fault(name, "file", "bytes differ from those written, in HDF5's own structures")]
 
 

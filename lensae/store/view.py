@@ -14,8 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lensae.durable import new_file
-from lensae.paths import SetEntry
+from lensae.core.durable import new_file
+from lensae.core.paths import SetEntry
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, SCHEMA, TEXT_COLUMNS
 
@@ -45,23 +45,23 @@ def write_view(entry: SetEntry) -> Path:
     parts = [_part(reader, number) for number in range(len(reader.shards))]
     path = entry.path / VIEW
     with new_file(path) as partial, h5py.File(partial, "w", libver=("v110", "v110")) as file:
-        _virtual(file, parts, reader.width, np.dtype(entry.manifest["dtype"]))
+        _virtual(file, parts, reader.width, np.dtype(entry.manifest.dtype))
         _counting(file, parts, reader)
         totals = {"rows": reader.rows, "documents": sum(part.documents for part in parts)}
-        file.attrs.update({"schema": SCHEMA, "hook": entry.manifest["hook"], **totals})
+        file.attrs.update({"schema": SCHEMA, "hook": entry.manifest.hook, **totals})
     return path
 
 
 def how_to_open(entry: SetEntry) -> str:
     """Two lines of Python that open the set's view; a compression that HDF5 lacks needs its plug-in imported."""
-    plugin = any(made["spec"].get("compress") == "zstd" for made in entry.manifest["passes"])
+    plugin = any(made.spec.get("compress") == "zstd" for made in entry.manifest.passes)
     return OPEN.format(modules="h5py, hdf5plugin" if plugin else "h5py", path=str(entry.path / VIEW))
 
 
 def _part(reader: SetReader, number: int) -> _Part:
     with reader.shard(number) as shard:
         inputs = int(shard.read("documents/input_start", -1))
-        return _Part(reader.shards[number]["file"], shard.rows, shard.n_documents, inputs)
+        return _Part(reader.shards[number].file, shard.rows, shard.n_documents, inputs)
 
 
 def _virtual(file: h5py.File, parts: list[_Part], width: int, dtype: np.dtype) -> None:

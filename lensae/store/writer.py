@@ -8,16 +8,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lensae.durable import clear_partials, write_file, write_json
-from lensae.errors import DamagedError, UserError
-from lensae.paths import read_set
-from lensae.records import CapturedDocument
+from lensae.core.durable import clear_partials, write_file
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.locks import WriterLock
+from lensae.core.manifest import (
+    Manifest,
+    ModelRecord,
+    PassRecord,
+    ShardRecord,
+    append_shard,
+    read_manifest,
+    write_manifest,
+)
+from lensae.core.records import CapturedDocument
 from lensae.store import shard as shards
-from lensae.store.lock import WriterLock
 from lensae.store.schema import SCHEMA, shard_name, shard_number
 
 SHARD_BYTES = 32 * 2**20
-FIXED = ("schema", "model", "hook", "width", "dtype")
 
 
 def default_shard_rows(width: int, dtype: str) -> int:
@@ -38,26 +45,26 @@ class SetWriter:
     was finished has `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises
     UserError when the set in the folder is of another model, hook or dtype.
 
-    Several processes may write one pass: each gives its `rank` of `world`, counts its own documents and writes shards
-    of its own. Rank 0 alone holds the lock and writes the manifest; the others are made after it, and it finishes
-    after they have.
+    Several processes may write one pass: each gives its `rank` of `world_size`, counts its own documents and writes
+    shards of its own. Rank 0 alone holds the lock and writes the manifest; the others are made after it, and it
+    finishes after they have.
     """
 
     def __init__(
         self,
         folder: Path,
-        header: dict,
+        header: Manifest,
         spec: dict,
         command: str,
         shard_rows: int | None = None,
         corpus: str = "",
         compress: str | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         self.folder, self.spec, self.corpus, self.compress = folder, spec, corpus, compress
-        self.rank, self.world = rank, world
-        self.shard_rows = shard_rows or default_shard_rows(header["width"], header["dtype"])
+        self.rank, self.world_size = rank, world_size
+        self.shard_rows = shard_rows or default_shard_rows(header.width, header.dtype)
         self._lock = WriterLock(folder) if rank == 0 else None
         try:
             self.manifest = self._open_manifest(header)
@@ -65,74 +72,80 @@ class SetWriter:
             if rank == 0:
                 clear_partials(self.folder / "shards")
                 self._adopt_whole_shards()
-                self._save()
+                write_manifest(self.folder, self.manifest)
         except BaseException:
             self._release()
             raise
         self._pending: list[CapturedDocument] = []
         self._pending_rows = 0
-        self._rows_before = sum(shard["rows"] for shard in self.shards_of_pass())
+        self._rows_before = sum(shard.rows for shard in self.shards_of_pass())
+        own = [shard for shard in self.shards_of_pass() if shard.rank == rank]
+        self._documents_done = sum(shard.documents for shard in own)
+        self._rows_done = sum(shard.rows for shard in own)
+        self._taken = {shard.file for shard in self.manifest.shards}
+        first = self.pass_record.first_shard
+        self._next_number = max((shard_number(shard.file) + 1 for shard in own), default=first)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._writing: Future | None = None
 
-    def _open_manifest(self, header: dict) -> dict:
+    def _open_manifest(self, header: Manifest) -> Manifest:
         (self.folder / "shards").mkdir(exist_ok=True)
         if not (self.folder / "manifest.json").is_file():
-            return {**header, "passes": [], "shards": []}
-        manifest = read_set(self.folder).manifest
-        for key in FIXED:
-            if manifest.get(key) != header[key]:
-                self._refuse(key, manifest.get(key), header[key])
+            return header
+        manifest = read_manifest(self.folder)
+        if manifest.model != header.model:
+            self._refuse_model(manifest.model, header.model)
+        for name in ("schema", "hook", "width", "dtype"):
+            before, given = getattr(manifest, name), getattr(header, name)
+            if before != given:
+                raise UserError(f"{self.folder} has {name} {before}, not {given}", "give --name for a set of its own")
         return manifest
 
-    def _refuse(self, key: str, there, given) -> None:
-        if key == "model":
-            if there["name"] == given["name"]:
-                raise UserError(f"the weights of {given['name']} are not those that {self.folder} holds", "give --name")
-            there, given = there["name"], given["name"]
-        raise UserError(f"{self.folder} has {key} {there}, not {given}", "give --name for a set of its own")
+    def _refuse_model(self, before: ModelRecord, given: ModelRecord) -> None:
+        if before.name == given.name:
+            raise UserError(f"the weights of {given.name} are not those that {self.folder} holds", "give --name")
+        what = f"{self.folder} has model {before.name}, not {given.name}"
+        raise UserError(what, "give --name for a set of its own")
 
     def _find_pass(self, command: str) -> int:
-        for number, known in enumerate(self.manifest["passes"]):
-            if known["spec"] == self.spec:
-                if not known["completed_at"] and known.get("processes", 1) != self.world:
+        for number, known in enumerate(self.manifest.passes):
+            if known.spec == self.spec:
+                if not known.completed_at and known.processes != self.world_size:
                     raise UserError(
-                        f"{self.folder} has this pass half done by {known.get('processes', 1)} processes, not "
-                        f"{self.world}",
-                        f"go on with: {known['command']}",
+                        f"{self.folder} has this pass half done by {known.processes} processes, not {self.world_size}",
+                        f"resume it with: {known.command}",
                     )
                 return number
-        entry = {
-            "spec": self.spec,
-            "corpus": self.corpus,
-            "command": command,
-            "processes": self.world,
-            "first_shard": len(self.manifest["shards"]),
-            "started_at": now(),
-            "completed_at": None,
-        }
-        self.manifest["passes"].append(entry)
-        return len(self.manifest["passes"]) - 1
+        new = PassRecord(
+            spec=self.spec,
+            corpus=self.corpus,
+            command=command,
+            processes=self.world_size,
+            first_shard=len(self.manifest.shards),
+            started_at=now(),
+            completed_at=None,
+        )
+        self.manifest.passes.append(new)
+        return len(self.manifest.passes) - 1
 
     def _adopt_whole_shards(self) -> None:
         """List whole shards that are not: finished just before a kill, or by another process."""
-        listed = {entry["file"] for entry in self.manifest["shards"]}
+        listed = {shard.file for shard in self.manifest.shards}
         for path in sorted(self.folder.glob("shards/*.h5")):
             if path.name not in listed:
-                self._list(path.name, path.read_bytes())
+                self.manifest.shards.append(self._record_of(path.name, path.read_bytes()))
+        self.manifest.shards.sort(key=lambda shard: shard.file)
 
-    def _list(self, name: str, data: bytes) -> None:
+    def _record_of(self, name: str, data: bytes | memoryview) -> ShardRecord:
         with shards.Shard(self.folder / "shards" / name) as shard:
-            if int(shard.attrs["pass"]) >= len(self.manifest["passes"]):
+            attrs = {key: int(shard.attrs.get(key, 0)) for key in ("pass", "first_document", "dropped", "rank")}
+            pass_number = attrs.pop("pass")
+            if pass_number >= len(self.manifest.passes):
                 raise DamagedError(f"{shard.path} belongs to a pass that the manifest does not have")
-            entry = {"file": name, "rows": shard.rows, "documents": shard.n_documents}
-            known = [key for key in ("pass", "first_document", "dropped", "rank") if key in shard.attrs]
-            entry |= {key: int(shard.attrs[key]) for key in known}
-        self.manifest["shards"].append(entry | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        self.manifest["shards"].sort(key=lambda e: e["file"])
-
-    def _save(self) -> None:
-        write_json(self.folder / "manifest.json", self.manifest)
+            rows, documents = shard.rows, shard.n_documents
+        digest = hashlib.sha256(data).hexdigest()
+        size = {"rows": rows, "documents": documents, "bytes": len(data), "sha256": digest}
+        return ShardRecord(file=name, pass_number=pass_number, **size, **attrs)
 
     def __enter__(self) -> SetWriter:
         return self
@@ -146,31 +159,28 @@ class SetWriter:
             self._lock.release()
 
     @property
-    def entry(self) -> dict:
+    def pass_record(self) -> PassRecord:
         """What the manifest says of this pass."""
-        return self.manifest["passes"][self.number]
+        return self.manifest.passes[self.number]
 
     @property
     def complete(self) -> bool:
         """Whether this very pass was finished before."""
-        return bool(self.entry["completed_at"])
+        return bool(self.pass_record.completed_at)
 
     @property
     def documents_done(self) -> int:
-        """Documents of this pass and process in whole shards: an interrupted pass goes on with the next one."""
-        return sum(shard["documents"] for shard in self._own())
+        """Documents of this pass and process in whole shards: an interrupted pass is resumed with the next one."""
+        return self._documents_done
 
     @property
     def rows_done(self) -> int:
         """Rows of this pass and process in whole shards."""
-        return sum(shard["rows"] for shard in self._own())
+        return self._rows_done
 
-    def shards_of_pass(self) -> list[dict]:
+    def shards_of_pass(self) -> list[ShardRecord]:
         """What the manifest says of the pass's whole shards, whoever wrote them."""
-        return [shard for shard in self.manifest["shards"] if shard["pass"] == self.number]
-
-    def _own(self) -> list[dict]:
-        return [shard for shard in self.shards_of_pass() if shard.get("rank", 0) == self.rank]
+        return [shard for shard in self.manifest.shards if shard.pass_number == self.number]
 
     def append(self, document: CapturedDocument) -> None:
         """Add one document; as soon as there are `shard_rows` rows, a thread writes them while more are collected.
@@ -196,23 +206,23 @@ class SetWriter:
     def _write_shard(self, documents: list[CapturedDocument]) -> None:
         name = self._next_name()
         attrs = {"pass": self.number, "first_document": self.documents_done}
-        attrs |= {"rank": self.rank} if self.world > 1 else {}
-        hook, dtype = self.manifest["hook"], self.manifest["dtype"]
-        data, _rows = shards.image(documents, hook, dtype, attrs, self.compress)
+        attrs |= {"rank": self.rank} if self.world_size > 1 else {}
+        data, rows = shards.image(documents, self.manifest.hook, self.manifest.dtype, attrs, self.compress)
         write_file(self.folder / "shards" / name, data)
-        self._list(name, data)
+        shard = self._record_of(name, data)
+        self.manifest.shards.append(shard)
+        self._documents_done += len(documents)
+        self._rows_done += rows
         if self.rank == 0:
-            self._save()
+            append_shard(self.folder, shard)
 
     def _next_name(self) -> str:
         """The name after this process's last shard of the pass; another pass may have taken it meanwhile."""
-        taken = {shard["file"] for shard in self.manifest["shards"]}
-        own = [shard_number(shard["file"]) for shard in self._own()]
-        number = max(own) + 1 if own else self.entry.get("first_shard", len(taken))
-        rank = self.rank if self.world > 1 else None
-        while shard_name(number, rank) in taken:
-            number += 1
-        return shard_name(number, rank)
+        rank = self.rank if self.world_size > 1 else None
+        while shard_name(self._next_number, rank) in self._taken:
+            self._next_number += 1
+        self._next_number += 1
+        return shard_name(self._next_number - 1, rank)
 
     def flush(self) -> None:
         """Write what is left, and wait until it is on disk."""
@@ -225,14 +235,16 @@ class SetWriter:
         self.flush()
         seconds = time.perf_counter() - started if started is not None else 0.0
         self._adopt_whole_shards()
-        found = self.shards_of_pass()
-        totals = {key: sum(shard[key] for shard in found) for key in ("documents", "rows", "dropped")}
-        self.entry.update(totals)
-        self.entry.update(completed_at=now())
-        self.entry.update(seconds=round(seconds, 3), rows_in_seconds=totals["rows"] - self._rows_before)
-        self._save()
+        own, record = self.shards_of_pass(), self.pass_record
+        record.documents = sum(shard.documents for shard in own)
+        record.rows = sum(shard.rows for shard in own)
+        record.dropped = sum(shard.dropped for shard in own)
+        record.completed_at, record.seconds = now(), round(seconds, 3)
+        record.rows_in_seconds = record.rows - self._rows_before
+        write_manifest(self.folder, self.manifest)
 
 
-def header(model: dict, hook: str, width: int, dtype: str, versions: dict) -> dict:
-    """The part of a manifest that stays the same over all passes."""
-    return {"schema": SCHEMA, "model": model, "hook": hook, "width": width, "dtype": dtype, "versions": versions}
+def header(model: ModelRecord, hook: str, width: int, dtype: str, versions: dict[str, str]) -> Manifest:
+    """The manifest of a set that nothing has been collected into."""
+    settings = {"hook": hook, "width": width, "dtype": dtype, "versions": versions}
+    return Manifest(schema=SCHEMA, model=model, passes=[], shards=[], **settings)

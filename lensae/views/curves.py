@@ -20,7 +20,7 @@ def of_training(report) -> list[Path]:
     return [
         course(report),
         density(fit.heldout.density.numpy(), folder / "density.png"),
-        activations(*fit.strengths, folder / "activations.png"),
+        activations(*fit.activation_histogram, folder / "activations.png"),
     ]
 
 

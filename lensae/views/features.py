@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lensae.records import ORIGINS, Example, FeatureStats, LabelScore
+from lensae.core.records import ORIGINS, Example, FeatureStats, LabelScore
 
 HEAT = ("#ffe8a3", "#ffd166", "#f9a03f", "#f3722c", "#e63946")
 LABEL_WIDTH = 12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lensae.durable import write_file
+from lensae.core.durable import write_file
 
 FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 

@@ -23,7 +23,7 @@ class RateColumn(ProgressColumn):
 
 
 class Watch:
-    """A context manager that draws what a stage reports (lensae.stages.progress.Progress)."""
+    """A context manager that draws what a stage reports (lensae.stages.shared.progress.Progress)."""
 
     def __init__(self):
         self.console = err()

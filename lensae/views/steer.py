@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lensae.stages.steer import READABLE, SteerReport
+from lensae.stages.steer.report import READABLE, SteerReport
 
 
 def show(console: Console, report: SteerReport) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lensae.stages.survey import Block, middle_third
+from lensae.stages.survey import Block
 
 COLUMNS = ("block", "norm", "mean |x|", "max |x|", "sum |x|", "top 1", "top 10", "kurtosis", "of float16", "eff. rank")
 FEW = 2  # tokens per dimension, below which the rank of the sample itself bounds the effective rank
@@ -21,7 +21,7 @@ def show(console: Console, report, picture, model: str | None, corpus: str) -> N
     for column in COLUMNS:
         table.add_column(column, justify="right")
     table.add_column("")
-    middle = middle_third(len(report.blocks))
+    middle = report.middle
     for number, block in enumerate(report.blocks):
         chosen = block.block == report.choice.block
         style = "bold green" if chosen else "" if number in middle else "dim"
@@ -35,7 +35,7 @@ def show(console: Console, report, picture, model: str | None, corpus: str) -> N
     )
     if report.tokens < FEW * report.d_model:
         console.print(
-            f"few tokens for {report.d_model:,} dimensions: effective ranks come out low; --max-tokens, --corpus"
+            f"few tokens for {report.d_model:,} dimensions: effective process come out low; --max-tokens, --corpus"
         )
     console.print(f"[bold]{report.choice.hook}[/]: {report.choice.why}")
     console.print(f"[dim]figure[/] {picture}", soft_wrap=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lensae.stages.sweep import Point, SweepReport, summary
+from lensae.stages.train.sweep import Point, SweepReport
 from lensae.views.console import print_json
 from lensae.views.figures import save, stacked
 
@@ -109,4 +109,4 @@ def _l1(report: SweepReport, points: list[Point]) -> Path:
 
 def as_json(report: SweepReport) -> None:
     """sweep.json, with the plots' places."""
-    print_json({**summary(report), "figures": plots(report) if report.winner else []})
+    print_json({**report.summary(), "figures": plots(report) if report.winner else []})

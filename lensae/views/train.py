@@ -9,8 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lensae import registry
-from lensae.stages.train import Watcher
+from lensae.stages.train.watcher import Watcher
 from lensae.views.console import err, print_json
 from lensae.views.curves import of_training
 
@@ -27,7 +26,7 @@ class LiveTraining(Watcher):
         self.console = err()
         self.live: Live | None = None
         self.rows: list[tuple[str, ...]] = []
-        self.told: dict[str, float] = {}
+        self.last_line: dict[str, float] = {}
 
     def __enter__(self) -> LiveTraining:
         return self
@@ -46,44 +45,38 @@ class LiveTraining(Watcher):
         """Say what will be trained, and why these numbers."""
         self.plan, self.several = trainings[0].plan, len(trainings) > 1
         self.count = len(trainings)
-        self.tokens = self.before = min(training.lane.place.tokens for training in trainings)
+        self.tokens = self.before = min(training.run.state.tokens for training in trainings)
         self.losses, self.started = [], time.monotonic()
         named = "" if self.several else f"   [dim]SAE[/] {trainings[0].name}"
         self.console.print(f"[dim]set[/] {entry.name}{named}")
         self._describe(entry, trainings)
         for training in trainings:
-            for line in training.lane.place.history:
+            for line in training.run.state.history:
                 self._add(training, line)
         if self.console.is_terminal:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
     def _describe(self, entry, trainings: list) -> None:
-        recipe, plan, place = trainings[0].settled, trainings[0].plan, trainings[0].lane.place
+        first = trainings[0]
+        recipe, plan, state = first.settled, first.plan, first.run.state
         if self.several:
             names = ", ".join(training.name for training in trainings)
             self.console.print(f"{len(trainings)} SAEs on one pass over the rows: {names}")
             what = ""
         else:
-            sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-            what = (
-                f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
-            )
+            what = f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest.width}), "
+            what += f"{first.sparsity}, "
         self.console.print(
             f"{what}{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
             f"learning rate {plan.lr:g}, seed {recipe.seed}"
         )
         if not self.several:
-            self._explain(trainings[0].recipe, plan, entry.manifest["width"])
-        if place.step:
-            self.console.print(f"going on from step {place.step:,} of {plan.steps:,} ({place.tokens:,} tokens)")
-
-    def _explain(self, recipe, plan, d_model: int) -> None:
-        from lensae.sae.plan import explain
-
-        *why, took = explain(recipe, plan, d_model)
-        for line in ["; ".join(why), took] if why else [took]:
-            self.console.print(f"[dim]{line}[/]", soft_wrap=True)
+            *reasons, duration = first.reasons
+            for line in ["; ".join(reasons), duration] if reasons else [duration]:
+                self.console.print(f"[dim]{line}[/]", soft_wrap=True)
+        if state.step:
+            self.console.print(f"resuming at step {state.step:,} of {plan.steps:,} ({state.tokens:,} tokens)")
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """Count the rows and keep the latest losses."""
@@ -96,9 +89,9 @@ class LiveTraining(Watcher):
         """One more line of the table."""
         row = self._add(training, line)
         last = line.step == training.plan.steps
-        due = time.monotonic() - self.told.get(training.name, 0.0) > PLAIN_EVERY_S * self.count
+        due = time.monotonic() - self.last_line.get(training.name, 0.0) > PLAIN_EVERY_S * self.count
         if self.live is None and (last or due):
-            self.told[training.name] = time.monotonic()
+            self.last_line[training.name] = time.monotonic()
             name = f"{training.name} " if self.several else ""
             _name, epoch, tokens, loss, parts, heldout, ev, l0, dead, rate, best = row
             self.console.print(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from lensae.errors import UserError, nearest
-from lensae.records import Prompt, ReadOptions
+from lensae.core.errors import UserError, nearest
+from lensae.core.records import Prompt, ReadOptions
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 

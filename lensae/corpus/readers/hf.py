@@ -9,10 +9,10 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.deadline import within
+from lensae.core.errors import UserError
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._rows import check_columns, prompt_of
-from lensae.deadline import within
-from lensae.errors import UserError
-from lensae.records import Prompt, ReadOptions
 
 ANSWER_WITHIN_S = 4.0
 HINT = "is the name right, and the hub within reach? a local directory works as well: hf:path/to/folder"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._lines import numbered_lines
-from lensae.records import Prompt, ReadOptions
 
 
 def read(source: Path, options: ReadOptions) -> Iterator[Prompt]:

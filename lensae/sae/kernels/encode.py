@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lensae.sae.kernels import divided, select
+from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lensae.sae.kernels import across_processes, select
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.linear import encoded, products_at
-from lensae.sae.world import ALONE, World
 
 # A block is so many pre-activations on CPUs, of 64 rows at least: a quarter as many are slower at 4,608 features, four
 # times as many at 18,432 (measured). On other devices it is so many rows.
@@ -91,29 +91,31 @@ def _collect(rows_BD, W_FD, b_F, choose: Callable, dtype: torch.dtype | None = N
     return Active(pattern, products_at(pattern, rows_BD, W_FD) + b_F[pattern.index_N])
 
 
-def topk(x_BD, shift_D, W_FD, b_F, k: int, world: World = ALONE, dtype: torch.dtype | None = None) -> Active:
+def encode_topk(
+    x_BD, shift_D, W_FD, b_F, k: int, group: ProcessGroup = SINGLE_PROCESS, dtype: torch.dtype | None = None
+) -> Active:
     """The k largest pre-activations of each row, of those the positive ones; the others are there with value zero.
 
-    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b. Where the `world` has features divided,
+    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b. Where the `group` has features divided,
     the k largest are those of all processes.
     """
     proposed = k if dtype is None else k + SPARE
 
     def choose(pre_BF: torch.Tensor):
-        value_BM, index_BM = select.topk(pre_BF, proposed)
+        value_BM, index_BM = select.topk_per_row(pre_BF, proposed)
         count_B = torch.full((len(pre_BF),), value_BM.shape[1], device=pre_BF.device)
         return count_B, index_BM.reshape(-1), value_BM.reshape(-1)
 
     rows_BD = (x_BD - shift_D).detach()
     best = _collect(rows_BD, W_FD, b_F, choose, dtype)
     best = best if dtype is None else select.best(best, k)
-    if world.features_divided:
-        best = divided.topk(best, k, world)
+    if group.splits_features:
+        best = across_processes.merge_topk(best, k, group)
     found = encoded(rows_BD, shift_D, W_FD, b_F, best)
     return found.of(found.value.relu())
 
 
-def above(
+def encode_above(
     x_BD,
     shift_D,
     W_FD,
@@ -143,42 +145,42 @@ def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype |
     return select.kept(found, found.value > floor_N)
 
 
-def batch_topk(
+def encode_batch_topk(
     x_BD,
     shift_D,
     W_FD,
     b_F,
     k: int,
     guess: float | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     dtype: torch.dtype | None = None,
 ) -> tuple[Active, float]:
     """The B k largest positive pre-activations of the batch as a whole, over all processes, and the least of them.
 
     `guess` is what the least of them may be; a wrong one costs time and changes nothing.
     """
-    wanted = world.rows(len(x_BD)) * min(k, world.features(len(W_FD)))
+    wanted = group.count_rows(len(x_BD)) * min(k, group.count_features(len(W_FD)))
     rows_BD = (x_BD - shift_D).detach()
-    floor = _first_guess(rows_BD, W_FD, b_F, k, world) if guess is None else max(guess, 0.0)
+    floor = _first_guess(rows_BD, W_FD, b_F, k, group) if guess is None else max(guess, 0.0)
 
     def collect(low: float) -> Active:
         return _above(rows_BD, W_FD, b_F, low, dtype)
 
-    if world.alone:
+    if group.is_single:
         while len((found := collect(floor)).value) < wanted and floor > 0:
-            floor = divided.lower(floor)
+            floor = across_processes.lower(floor)
         found = select.largest(found, wanted)
         least = float(found.value.min()) if len(found.value) else 0.0
     else:
-        found, least = divided.batch_topk(collect, floor, wanted, world)
+        found, least = across_processes.merge_batch_topk(collect, floor, wanted, group)
     return encoded(rows_BD, shift_D, W_FD, b_F, found), least
 
 
 @torch.no_grad()
-def _first_guess(rows_BD, W_FD, b_F, k: int, world: World) -> float:
+def _first_guess(rows_BD, W_FD, b_F, k: int, group: ProcessGroup) -> float:
     """Somewhat below the k-th largest pre-activation of typical rows (of the first process, which has some)."""
     middle = torch.zeros((), dtype=torch.float64)
-    if world.first:
+    if group.is_first:
         pre_BF = next(_blocks(rows_BD, W_FD, b_F))
-        middle = select.topk(pre_BF, k)[0].amin(1).median().double()
-    return max(0.0, 0.7 * float(world.total(middle)))
+        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().double()
+    return max(0.0, 0.7 * float(group.sum_over_processes(middle)))

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lensae import registry
-from lensae.durable import clear_partials
-from lensae.errors import UserError
-from lensae.paths import SetEntry
+from lensae.core import registry
+from lensae.core.durable import clear_partials
+from lensae.core.errors import UserError
+from lensae.core.paths import SetEntry
 from lensae.store.export._table import Table
 from lensae.store.reader import SetReader
 

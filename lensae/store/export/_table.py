@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from lensae.errors import DamagedError
+from lensae.core.errors import DamagedError
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
@@ -51,7 +51,7 @@ class Table:
 
     def __init__(self, reader: SetReader):
         self.reader, self.rows, self.width = reader, reader.rows, reader.width
-        self.dtype = np.dtype(reader.entry.manifest["dtype"])
+        self.dtype = np.dtype(reader.entry.manifest.dtype)
         documents, inputs, self._text_bytes = [], 0, dict.fromkeys(TEXT_COLUMNS, 0)
         for shard in self.shards():
             documents.append(shard.n_documents)
@@ -59,15 +59,15 @@ class Table:
             for name in TEXT_COLUMNS:
                 self._text_bytes[name] += sum(map(len, encoded(shard, name)))
         self.first_document = np.concatenate([[0], np.cumsum(documents)]).astype(np.int64)
-        self.first_row = np.cumsum([0] + [shard["rows"] for shard in reader.shards])
+        self.first_row = np.cumsum([0] + [shard.rows for shard in reader.shards])
         self.documents, self._inputs = sum(documents), inputs
 
     @property
     def about(self) -> str:
         """Where the set comes from, as JSON."""
-        manifest, model = self.reader.entry.manifest, self.reader.entry.manifest["model"]
-        facts = {"set": self.reader.entry.name, "model": model["name"], "weights_sha256": model["weights_sha256"]}
-        facts |= {key: manifest[key] for key in ("hook", "width", "dtype", "versions")}
+        manifest, model = self.reader.entry.manifest, self.reader.entry.manifest.model
+        facts = {"set": self.reader.entry.name, "model": model.name, "weights_sha256": model.weights_sha256}
+        facts |= {key: getattr(manifest, key) for key in ("hook", "width", "dtype", "versions")}
         return json.dumps(facts, ensure_ascii=False)
 
     def shards(self) -> Iterator[Shard]:

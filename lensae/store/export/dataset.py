@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.durable import Folder, write_json
+from lensae.core.durable import Folder, write_json
 from lensae.store.export._table import Table
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
@@ -85,7 +85,7 @@ def _state(names: list[str], fingerprint: str) -> dict:
 
 def _fingerprint(table: Table, part: str) -> str:
     """The same for the same data and for no other: what the library keys its cache of later steps by."""
-    shards = [shard["sha256"] for shard in table.reader.shards]
+    shards = [shard.sha256 for shard in table.reader.shards]
     return hashlib.sha256("\0".join([part, table.about, *shards]).encode()).hexdigest()[:16]
 
 

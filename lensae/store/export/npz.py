@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.durable import new_file
+from lensae.core.durable import new_file
 from lensae.store.export._table import Table
 
 OPEN = """\

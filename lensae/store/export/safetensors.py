@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.durable import new_file
+from lensae.core.durable import new_file
 from lensae.store.export._table import Column, Table
 
 KINDS = {"float16": "F16", "float32": "F32", "int32": "I32", "int64": "I64", "uint8": "U8"}

@@ -1,0 +1,202 @@
+"""A set's manifest: what was collected, pass by pass and shard by shard.
+
+It may have been edited by hand, so every entry is checked when it is read, once.
+
+    manifest.json    everything, as it was when a pass began or was finished
+    shards.jsonl     a line for every shard finished since: adding one costs the same however many there are
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lensae.core.durable import read_json, write_json
+from lensae.core.errors import DamagedError
+
+NEWEST = 1  # the schema of shards and manifests that this version writes
+SHARD_FILE = re.compile(r"\d{5,}(-\d+)?\.h5")
+HINT = "it was edited or cut short"
+MANIFEST, JOURNAL = "manifest.json", "shards.jsonl"
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """The model that was collected from; `path` is "" for a model that its name finds again."""
+
+    name: str
+    path: str
+    weights_sha256: str
+    tokenizer_sha256: str
+    revision: str = ""
+    weights_processing: str = "none"
+    d_model: int = 0
+    n_layers: int = 0
+
+
+@dataclass(kw_only=True)
+class PassRecord:
+    """One collection pass: `spec` is what makes two passes the same, `corpus` how the corpus is found again, `command`
+    what was typed. `completed_at` is None, and the figures are 0, until the pass is finished."""
+
+    spec: dict[str, Any]
+    corpus: str
+    command: str
+    started_at: str
+    completed_at: str | None
+    processes: int = 1
+    first_shard: int = 0
+    documents: int = 0
+    rows: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+    rows_in_seconds: int = 0
+    relative_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One whole shard; `first_document` counts within what process `rank` did of pass `pass_number`."""
+
+    file: str
+    rows: int
+    documents: int
+    pass_number: int
+    first_document: int
+    bytes: int
+    sha256: str
+    dropped: int = 0
+    rank: int = 0
+
+
+@dataclass(kw_only=True)
+class Manifest:
+    """Everything that a set says of itself."""
+
+    schema: int
+    model: ModelRecord
+    hook: str
+    width: int
+    dtype: str
+    passes: list[PassRecord]
+    shards: list[ShardRecord]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain values."""
+        return {**vars(self), "model": asdict(self.model), "passes": [asdict(one) for one in self.passes]} | {
+            "shards": [shard_to_json(shard) for shard in self.shards]
+        }
+
+
+def shard_to_json(shard: ShardRecord) -> dict[str, Any]:
+    """A shard's entry as plain values ("pass" is no name in Python)."""
+    values = asdict(shard)
+    return {("pass" if name == "pass_number" else name): value for name, value in values.items()}
+
+
+def shard_from_json(value: object, where: str) -> ShardRecord:
+    """The opposite; raises DamagedError naming `where`."""
+    if isinstance(value, dict):
+        value = {("pass_number" if name == "pass" else name): one for name, one in value.items()}
+    shard = _record(ShardRecord, value, where)
+    if not SHARD_FILE.fullmatch(shard.file):
+        raise DamagedError(f"{where} has the file {shard.file!r}", HINT)
+    return shard
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the set in `folder`, with the shards of its journal; raises DamagedError when it is unusable."""
+    path, journal = folder / MANIFEST, folder / JOURNAL
+    manifest = manifest_from_json(read_json(path), path)
+    if journal.is_file():
+        listed = {shard.file for shard in manifest.shards}
+        # A kill may leave the end of a line unwritten; that shard has its name already and is listed again by it.
+        lines = journal.read_bytes().split(b"\n")[:-1]
+        added = [shard_from_json(_parsed(line, journal), f"{journal}: line {i}") for i, line in enumerate(lines, 1)]
+        manifest.shards += [shard for shard in added if shard.file not in listed]
+        manifest.shards.sort(key=lambda shard: shard.file)
+        check_shards(manifest, journal)
+    return manifest
+
+
+def _parsed(line: bytes, path: Path) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DamagedError(f"{path} is not JSON lines ({error})", HINT) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json whole, the journal's shards included, and remove the journal."""
+    write_json(folder / MANIFEST, manifest.to_json())
+    (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def append_shard(folder: Path, shard: ShardRecord) -> None:
+    """Add one shard to the journal, on disk when this returns."""
+    with open(folder / JOURNAL, "ab") as file:
+        file.write(json.dumps(shard_to_json(shard)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def manifest_from_json(value: dict[str, Any], path: Path) -> Manifest:
+    """The manifest at `path`; raises DamagedError naming the first entry that cannot be right."""
+    manifest = _record(Manifest, value, f"{path}")
+    if manifest.schema > NEWEST:
+        raise DamagedError(f"{path} was written by a newer lensae", "upgrade lensae to read it")
+    manifest.model = _record(ModelRecord, manifest.model, f"{path}: model")
+    manifest.passes = [_record(PassRecord, one, f"{path}: passes[{i}]") for i, one in enumerate(manifest.passes)]
+    manifest.shards = [shard_from_json(one, f"{path}: shards[{i}]") for i, one in enumerate(manifest.shards)]
+    check_shards(manifest, path)
+    return manifest
+
+
+def check_shards(manifest: Manifest, path: Path) -> None:
+    """Raise DamagedError for a shard that is listed twice or belongs to no pass."""
+    files = set()
+    for number, shard in enumerate(manifest.shards):
+        where = f"{path}: shards[{number}]"
+        if shard.file in files:
+            raise DamagedError(f"{where} has the file {shard.file!r} again", HINT)
+        if shard.pass_number >= len(manifest.passes):
+            raise DamagedError(f"{where} is of pass {shard.pass_number}, which does not exist", HINT)
+        files.add(shard.file)
+
+
+# What JSON has for a field's type, as it is written in the classes above.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "float | None": (int, float, type(None)),
+    "ModelRecord": (dict,),
+}
+
+
+def _record(kind: type[R], value: object, where: str) -> R:
+    """A record from a JSON object; keys that are not known are left out."""
+    if not isinstance(value, dict):
+        raise DamagedError(f"{where} is not an object", HINT)
+    given = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.name in value:
+            given[one.name] = _checked(value[one.name], str(one.type), f"{where} has {one.name}")
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise DamagedError(f"{where} lacks '{one.name}'", HINT)
+    return kind(**given)
+
+
+def _checked(value: object, declared: str, where: str) -> object:
+    expected = _KINDS.get(declared) or ((dict,) if declared.startswith("dict") else (list,))
+    negative = isinstance(value, int) and value < 0
+    if not isinstance(value, expected) or isinstance(value, bool) or negative:
+        raise DamagedError(f"{where} {str(value)[:40]!r}", HINT)
+    return value

@@ -1,0 +1,210 @@
+"""Where sets, SAEs and indexes live, and how the current one is chosen.
+
+    <store>/<model>/<hook>/                 an activation set   (manifest.json, shards/)
+    <store>/<model>/<hook>/saes/<name>/     an SAE              (cfg.json, sae_weights.safetensors, training.json)
+    <store>/<model>/<hook>/saes/<name>/index/   its feature index
+    <store>/<model>/<hook>/sweeps/<name>/   a comparison of SAEs that were trained together
+
+The store is `./store`, or what LENSAE_STORE names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lensae.core.durable import read_json
+from lensae.core.errors import UserError, nearest
+from lensae.core.manifest import Manifest, read_manifest
+
+
+def store_root() -> Path:
+    """The folder that holds every activation set."""
+    return Path(os.environ.get("LENSAE_STORE", "store"))
+
+
+def free_bytes() -> int:
+    """Room on the disk that holds the store, or will."""
+    place = store_root().absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def experiments_root() -> Path:
+    """The folder for recipes and what they write."""
+    return Path(os.environ.get("LENSAE_EXPERIMENTS", "experiments"))
+
+
+def safe_name(name: str) -> str:
+    """A model or set name as a folder name: "/" becomes "--"."""
+    return name.strip("/").replace("/", "--").replace("\\", "--")
+
+
+def set_path(model: str, hook: str) -> Path:
+    """The folder of the activation set of `model` (or of the set's own name) at `hook`."""
+    return store_root() / safe_name(model) / hook
+
+
+@dataclass(frozen=True)
+class SetEntry:
+    """An activation set found on disk; `completed_at` is "" while no collection pass has finished."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """`<model>/<hook>`, as `--set` takes it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def completed_at(self) -> str:
+        """The ISO time at which the last finished pass ended."""
+        return max((one.completed_at or "" for one in self.manifest.passes), default="")
+
+    @property
+    def rows(self) -> int:
+        """Activation rows in whole shards."""
+        return sum(shard.rows for shard in self.manifest.shards)
+
+
+@dataclass(frozen=True)
+class SaeEntry:
+    """A trained SAE found on disk; `completed_at` is "" while its training has not finished."""
+
+    path: Path
+    training: dict
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as `--sae` takes it."""
+        return self.path.name
+
+    @property
+    def index_path(self) -> Path:
+        """Where the SAE's feature index lives."""
+        return self.path / "index"
+
+    @property
+    def completed_at(self) -> str:
+        """The ISO time at which training ended."""
+        return self.training.get("completed_at") or ""
+
+
+def list_sets() -> list[SetEntry]:
+    """Every activation set below the store, oldest completion first."""
+    found = [read_set(path.parent) for path in sorted(store_root().glob("*/*/manifest.json"))]
+    return sorted(found, key=lambda entry: entry.completed_at)
+
+
+def read_set(path: Path) -> SetEntry:
+    """The set in folder `path`; raises DamagedError when its manifest cannot be used."""
+    return SetEntry(path, read_manifest(path))
+
+
+def find_set(name: str | None = None) -> SetEntry:
+    """The set that `name` means (`<model>/<hook>`, `<hook>`, `<model>` or a folder), or the current one.
+
+    Raises UserError when there is none, when it is ambiguous, or when no collection pass of it has finished.
+    """
+    entry = _named_set(name) if name else _latest_set()
+    if not entry.completed_at:
+        passes = entry.manifest.passes
+        command = passes[-1].command if passes else "python main.py collect"
+        raise UserError(f"the activation set {entry.name} is unfinished", f"go on with: {command}")
+    return entry
+
+
+def _latest_set() -> SetEntry:
+    found = list_sets()
+    if not found:
+        raise UserError(f"there is no activation set in {store_root()}/", "make one with: python main.py collect")
+    return found[-1]
+
+
+def _named_set(name: str) -> SetEntry:
+    if (Path(name) / "manifest.json").is_file():
+        return read_set(Path(name))
+    found, wanted = list_sets(), safe_name_pair(name)
+    matches = [e for e in found if wanted in (e.name, e.path.name, e.path.parent.name)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"'{name}' means several sets", "say which: " + ", ".join(e.name for e in matches))
+    names = [e.name for e in found]
+    hint = nearest(name, names) or "python main.py store list shows what there is"
+    raise UserError(f"no activation set named '{name}'", hint)
+
+
+def safe_name_pair(name: str) -> str:
+    """`<model>/<hook>` with any further "/" of the model's name replaced as on disk."""
+    model, slash, hook = name.rstrip("/").rpartition("/")
+    return f"{safe_name(model)}/{hook}" if slash and hook.startswith("blocks.") else safe_name(name)
+
+
+def list_saes(entry: SetEntry) -> list[SaeEntry]:
+    """Every SAE trained on the set, oldest completion first."""
+    found = [SaeEntry(p.parent, read_json(p)) for p in sorted(entry.path.glob("saes/*/training.json"))]
+    return sorted(found, key=lambda sae: sae.completed_at)
+
+
+def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
+    """The SAE of the set that `name` means (a name or a folder), or the one whose training finished last."""
+    if name and _is_sae(Path(name)):
+        training = Path(name) / "training.json"
+        known = read_json(training) if training.is_file() else {"completed_at": "unknown"}
+        found = [SaeEntry(Path(name), known)]
+    else:
+        found = list_saes(entry)
+        if name:
+            found = [sae for sae in found if sae.name == name] or _no_such_sae(name, found)
+    finished = [sae for sae in found if sae.completed_at]
+    if not finished:
+        if found:
+            command = found[-1].training.get("command") or "python main.py train"
+            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {command}")
+        what = f"no SAE has been trained on {entry.name}"
+        raise UserError(what, f"train one with: python main.py train --set {entry.name}")
+    return finished[-1]
+
+
+def _is_sae(folder: Path) -> bool:
+    return (folder / "cfg.json").is_file() or (folder / "training.json").is_file()
+
+
+def _no_such_sae(name: str, found: list[SaeEntry]) -> list[SaeEntry]:
+    names = [sae.name for sae in found]
+    hint = nearest(name, names) or ("there is " + ", ".join(names) if names else "train one: python main.py train")
+    raise UserError(f"no SAE named '{name}'", hint)
+
+
+def find_pair(set_name: str | None, sae_name: str | None) -> tuple[SetEntry, SaeEntry]:
+    """The set and the SAE that the two options mean.
+
+    With neither, the SAE that finished last over all sets and its set; with one alone, what goes with it.
+    """
+    if set_name is None:
+        chosen = _set_for_sae(sae_name)
+        if chosen is not None:
+            return chosen
+    entry = find_set(set_name)
+    return entry, find_sae(entry, sae_name)
+
+
+def _set_for_sae(sae_name: str | None) -> tuple[SetEntry, SaeEntry] | None:
+    """The latest finished SAE (of that name, if one is given) over all sets, or None."""
+    if sae_name and _is_sae(Path(sae_name)):
+        parent = Path(sae_name).resolve().parent.parent
+        if not (parent / "manifest.json").is_file():
+            return None
+        entry = read_set(parent)
+        return entry, find_sae(entry, sae_name)
+    pairs = [(entry, sae) for entry in list_sets() if entry.completed_at for sae in list_saes(entry)]
+    pairs = [(e, s) for e, s in pairs if sae_name in (None, s.name)]
+    latest = max(pairs, key=lambda pair: pair[1].completed_at, default=None)
+    if latest and sae_name:
+        return latest[0], find_sae(latest[0], sae_name)  # which may be unfinished, and says so
+    return latest if latest and latest[1].completed_at else None

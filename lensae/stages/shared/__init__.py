@@ -1,0 +1,1 @@
+"""What several stages use: the model of a set, progress, processes, interrupts."""

@@ -1,0 +1,109 @@
+"""What a training reads: the rows of one set, or the pairs of two that hold the same tokens.
+
+Shapes: D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.paths import SetEntry, find_set
+from lensae.core.recipe import TrainRecipe
+from lensae.store.pairs import check_same_tokens
+from lensae.store.reader import Selection, SetReader, Split
+from lensae.store.stream import SHUFFLE_ROWS, Batch, RowStream
+
+if TYPE_CHECKING:
+    from lensae.sae.distributed.process_group import ProcessGroup
+
+VALIDATION_ROWS = 16384  # held-out rows that a training is measured on as it goes; at its end it is on all of them
+
+
+@dataclass(frozen=True)
+class Data:
+    """A set with its two sides, and the set whose rows are to be predicted, if there is one."""
+
+    reader: SetReader
+    target: SetReader | None
+    split: Split
+    seed: int
+
+    @property
+    def entry(self) -> SetEntry:
+        """The set that is read."""
+        return self.reader.entry
+
+    @property
+    def d_out(self) -> int | None:
+        """The width of the target rows."""
+        return self.target.width if self.target else None
+
+    def stream(self, recipe: TrainRecipe, batch: int, group: ProcessGroup) -> Callable[[int, int], Iterator[Batch]]:
+        """The batches of an epoch, from any on; of several processes each gets its own rows of them."""
+        part = (group.rank, group.size) if group.splits_rows else (0, 1)
+        window = recipe.shuffle_rows or SHUFFLE_ROWS
+        return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target, *part).epoch
+
+    def heldout(self, batch: int, rows: int | None = None) -> Callable[[], Iterator[Batch]]:
+        """Batches of the held-out documents: all of them, or about `rows` rows spread evenly over them."""
+        sides = [self.split.heldout]
+        if self.target:
+            sides.append(self.target.split_at(self.split.limit, self.seed).heldout)
+        if rows is not None:
+            sides = [_spread(side, rows) for side in sides]
+        readers = [self.reader, self.target][: len(sides)]
+
+        def batches() -> Iterator[Batch]:
+            streams = [reader.batches(side, batch) for reader, side in zip(readers, sides, strict=True)]
+            return (found if len(found) > 1 else found[0] for found in zip(*streams, strict=True))
+
+        return batches
+
+    def explain_not_finite(self, error: LensaeError) -> LensaeError:
+        """The error for rows that are no numbers, with the first of them by shard and row."""
+        for reader in filter(None, (self.reader, self.target)):
+            count, first = _not_finite(reader)
+            if count:
+                what = f"{count:,} rows of {reader.entry.name} are not finite, the first is {first}"
+                return LensaeError(
+                    what, f"collect it again, or repair it: python main.py store repair {reader.entry.name}"
+                )
+        return error
+
+
+def _spread(side: Selection, rows: int) -> Selection:
+    return side.spread(math.ceil(side.documents * min(1.0, rows / max(side.rows, 1))))
+
+
+def _not_finite(reader: SetReader) -> tuple[int, str]:
+    count, first = 0, ""
+    for number in range(len(reader.shards)):
+        row = 0
+        for rows_ND in reader.chunks(number):
+            bad = np.flatnonzero(~np.isfinite(rows_ND).all(1))
+            if len(bad) and not first:
+                first = f"row {row + bad[0]:,} of shards/{reader.shards[number].file}"
+            count, row = count + len(bad), row + len(rows_ND)
+    return count, first
+
+
+def open_data(recipe: TrainRecipe, set_name: str | None) -> Data:
+    """The rows that a recipe is trained on; raises UserError when there are too few, or no pairs can be made."""
+    reader = SetReader(find_set(set_name))
+    target = SetReader(find_set(recipe.target)) if recipe.target else None
+    if target:
+        check_same_tokens(reader, target)
+    split = reader.split(recipe.heldout, recipe.seed)
+    if not split.training.documents or not split.heldout.documents:
+        documents = split.training.documents + split.heldout.documents
+        raise UserError(
+            f"{reader.entry.name} has too few documents to hold some out ({documents} with rows)",
+            "collect from at least two prompts: python main.py collect",
+        )
+    return Data(reader, target, split, recipe.seed)

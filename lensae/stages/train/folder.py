@@ -1,0 +1,136 @@
+"""The folder of an SAE while it is being trained: whose it is, what it belongs to, and how it becomes a finished one.
+
+saes/<name>/training.json       completed_at is "" until everything else is in its place
+saes/<name>/checkpoints/        gone when it is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from lensae.core.durable import clear_partials, read_json, write_json
+from lensae.core.errors import LensaeError, UserError
+from lensae.core.paths import SaeEntry, SetEntry
+
+SAME = ("recipe", "set", "target")  # a training is gone on with when these are what they were
+
+
+class TrainingFolder:
+    """Held by a lock on the folder itself, which the kernel lets go of when the process ends, however it ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise LensaeError(f"another process is training {path}", "wait for it, or give another --name") from None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of the training is kept."""
+        return checkpoint_of(self.path)
+
+    def begin(self, facts: dict) -> None:
+        """Say what is being trained here, unless it has been said."""
+        clear_partials(self.path)
+        clear_partials(self.checkpoint.parent)
+        if not (self.path / "training.json").is_file():
+            write_json(self.path / "training.json", {"completed_at": "", **facts})
+
+    def finish(self, facts: dict) -> None:
+        """The SAE is whole: say so, and let go of what only its training needed."""
+        write_json(self.path / "training.json", facts)
+        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let the next process in."""
+        os.close(self._lock)
+
+    def discard(self) -> None:
+        """Remove what was begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """Where the state of the training in a folder is kept."""
+    return folder / "checkpoints" / "last.safetensors"
+
+
+def unfinished(sae: SaeEntry) -> dict:
+    """How far a training has come by its checkpoint (0 tokens without one), whether a process is at it now, and the
+    command that goes on with it."""
+    command = sae.training.get("command") or "python main.py train"
+    facts = {"name": sae.name, "tokens": 0, "step": 0, "steps": None, "running": _held(sae.path), "command": command}
+    with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
+        with safe_open(checkpoint_of(sae.path), "numpy") as file:
+            run = json.loads(file.metadata()["run"])
+        facts |= {"tokens": run["state"]["tokens"], "step": run["state"]["step"], "steps": run["plan"]["steps"]}
+    return facts
+
+
+def _held(path: Path) -> bool:
+    """Whether a process has the folder locked."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
+
+
+def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:
+    """The folder for a training of these `facts`: an unfinished one of the same, or one that is new.
+
+    A name that is taken gets a number behind it, or with `exact` raises UserError. Raises LensaeError when another
+    process is at it.
+    """
+    for free in _names(name):
+        path = entry.path / "saes" / free
+        if path.exists() and not _open(path, facts):
+            if exact:
+                raise _taken(path, entry)
+            continue
+        folder = TrainingFolder(path)
+        if _open(path, facts):  # still, now that it is ours
+            folder.begin(facts)
+            return folder
+        folder.close()
+    raise AssertionError("there is always another name")
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def _open(path: Path, facts: dict) -> bool:
+    """Whether the training can have this folder: it began there, or nobody did."""
+    if (path / "training.json").is_file():
+        begun = read_json(path / "training.json")
+        plain = json.loads(json.dumps(facts))
+        return not begun.get("completed_at") and all(begun.get(key) == plain.get(key) for key in SAME)
+    return not any(path.iterdir())
+
+
+def _taken(path: Path, entry: SetEntry) -> UserError:
+    begun = read_json(path / "training.json") if (path / "training.json").is_file() else {"completed_at": "unknown"}
+    if begun.get("completed_at"):
+        return UserError(f"there is already an SAE '{path.name}' in {entry.name}", "give another --name, or remove it")
+    return UserError(
+        f"'{path.name}' in {entry.name} is an unfinished training with other settings or other rows",
+        f"go on with: {begun.get('command', 'python main.py train')}; or give another --name",
+    )
