@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -367,32 +363,6 @@ class TestTheEnd:
             list(stream.epoch(0))
         gc.collect()
         assert not left_behind()
-
-    SCRIPT = (
-        "import sys, time; from pathlib import Path\n"
-        "from lensae.core.paths import read_set; from lensae.store.reader import SetReader\n"
-        "from lensae.store.stream import RowStream\n"
-        "assert 'torch' not in sys.modules\n"
-        "reader = SetReader(read_set(Path(sys.argv[1])))\n"
-        "batches = RowStream(reader, reader.everything(), 20, 0, shuffle_rows=60).epoch(0)\n"
-        "next(batches)\n"
-        "print('go', flush=True)\n"
-    )
-
-    @pytest.mark.parametrize("ending", ["interrupted", "left"])
-    def test_the_process_ends(self, reader, ending):
-        code = self.SCRIPT + ("for _ in batches: time.sleep(60)\n" if ending == "interrupted" else "")
-        command = [sys.executable, "-c", code, str(reader.entry.path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "go\n"
-            if ending == "interrupted":
-                time.sleep(0.3)
-                os.kill(process.pid, signal.SIGINT)
-            _out, err = process.communicate(timeout=60)
-        if ending == "interrupted":
-            assert "KeyboardInterrupt" in err and process.returncode != 0
-        else:
-            assert (process.returncode, err) == (0, "")
 
 
 class TestOtherTokens:
