@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """One SAE that is being trained: `recipe` as it was given, `settled` with its blanks filled in, `reasons` for these,
+    """One SAE being trained: `recipe` as it was given, `settled` with its blanks filled in, `reasons` for these,
     `sparsity` what decides how many features fire."""
 
     name: str
