@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import document, write_set
-from toys import SMALL, WIDTH, Stops, digest, interrupted, metrics
+from training_helpers import SMALL, WIDTH, Stops, digest, interrupted, metrics
 
 from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.paths import find_sae, find_set
@@ -21,7 +21,7 @@ from lensae.sae.formats.saelens import WEIGHTS
 from lensae.stages.train.run import train
 from lensae.stages.train.watcher import Watcher
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import HOOK, documents, write_set
-from toys import Stops
+from training_helpers import Stops
 
 from lensae.core.errors import UserError
 from lensae.core.paths import find_pair, find_sae, find_set
