@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, command_line, examples
+from lensae.cli.options import DeviceOption, JsonOption, command_line, examples
 
 EXAMPLES = examples(
     "collect",
@@ -64,6 +64,7 @@ def command(
     ] = None,
     sae: Annotated[str | None, typer.Option(help="SAE of --steer: its name or directory. Default: the latest.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set, in place of the model's.")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Run a corpus through a model and keep the activation of every prompt and generated token.
@@ -71,14 +72,15 @@ def command(
     An interrupted pass goes on where it stopped when the same command is given again. Several processes share a
     pass under torchrun: torchrun --nproc-per-node 2 main.py collect ...
     """
-    given = {name: value for name, value in locals().items() if name not in ("hook", "steer", "as_json")}
+    given = {name: value for name, value in locals().items() if name not in ("hook", "steer", "device", "as_json")}
+    from lensae.core.device import use_device
     from lensae.stages.collect.run import CollectOptions, collect
     from lensae.views import collect as view
     from lensae.views.console import out
     from lensae.views.progress import Watch
 
     options = CollectOptions(hooks=tuple(hook or ()), steer=tuple(steer or ()), **given)
-    with Watch() as watch:
+    with use_device(device), Watch() as watch:
         report = collect(options, command_line(), watch)
     if report is None:  # another process tells
         return

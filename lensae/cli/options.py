@@ -16,6 +16,10 @@ SetOption = Annotated[
 SaeOption = Annotated[
     str | None, typer.Option("--sae", help="SAE: a name or a folder. Default: the one finished last.")
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps. auto: a CUDA GPU if there is one, else the CPU."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

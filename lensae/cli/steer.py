@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption, examples
 
 EXAMPLES = examples(
     "steer --feature 447 --scale 8",
@@ -32,6 +32,7 @@ def command(
     samples: Annotated[int, typer.Option(help="Continuations of each prompt; all are measured, one is shown.")] = 4,
     set_name: SetOption = None,
     sae: SaeOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Change a feature while the model writes: text side by side, measured against controls.
@@ -39,6 +40,7 @@ def command(
     Every condition uses the same random numbers. The controls are another feature of like density and a random
     direction, at the same strength.
     """
+    from lensae.core.device import use_device
     from lensae.stages.steer.options import DEFAULT_PROMPTS, SteerOptions
     from lensae.stages.steer.run import steer
     from lensae.views import steer as view
@@ -57,7 +59,7 @@ def command(
         set_name=set_name,
         sae_name=sae,
     )
-    with Watch() as watch:
+    with use_device(device), Watch() as watch:
         report = steer(options, watch)
     if as_json:
         print_json(view.as_json(report))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, SetOption, command_line, examples
+from lensae.cli.options import DeviceOption, JsonOption, SetOption, command_line, examples
 from lensae.core import registry
 
 EXAMPLES = examples(
@@ -20,7 +20,8 @@ EXAMPLES = examples(
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
-APART = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")  # what does not belong in a recipe
+# What does not belong in a recipe.
+APART = ("recipe", "shard_features", "device", "name", "wandb", "set_name", "as_json")
 
 
 def command(
@@ -61,6 +62,7 @@ def command(
         bool, typer.Option("--wandb", help="Log the measurements to Weights & Biases too, under the project lensae.")
     ] = False,
     set_name: SetOption = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train sparse autoencoders on an activation set, streaming from its shards.
@@ -77,6 +79,7 @@ def command(
     given = {key: value for key, value in locals().items() if key not in APART}
     from contextlib import ExitStack
 
+    from lensae.core.device import use_device
     from lensae.core.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
@@ -84,6 +87,7 @@ def command(
     from lensae.views.console import out
 
     with ExitStack() as stack:
+        stack.enter_context(use_device(device))
         watcher = live = stack.enter_context(view.LiveTraining())
         if wandb:
             from lensae.stages.train.wandb import Logged
