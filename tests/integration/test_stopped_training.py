@@ -50,6 +50,6 @@ def test_stopped_on_the_command_line(number, toy, long_recipe):
     process.until((toy / "saes/stopped/checkpoints/last.safetensors").is_file)
     process.send_signal(number)
     _out, err = process.finish(130)
-    assert "the same command goes on from there" in err and "Traceback" not in err
+    assert "run the same command again to resume" in err and "Traceback" not in err
     training = json.loads((toy / "saes/stopped/training.json").read_text())
     assert training["completed_at"] == "" and "--name stopped" in training["command"]

@@ -179,7 +179,7 @@ def test_killed_and_stopped_and_resumed(toy, long_recipe):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate()
     assert process.returncode and not out and "resuming at step" in err and "unexpected" not in err, err
-    assert err.count("the same command goes on from there") == 1, err
+    assert err.count("run the same command again to resume") == 1, err
     out, err = torchrun(processes.main, *command).finish()
     assert "resuming at step" in err and json.loads(out)["sae"] == "long"
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
@@ -194,7 +194,7 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     process.until(lambda: at_step(checkpoint, 5))
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate()
-    assert process.returncode and err.count("the same command goes on from there") == 1, err
+    assert process.returncode and err.count("run the same command again to resume") == 1, err
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "wide", Stops(10))
     out, err = torchrun(processes.main, *command).finish()

@@ -70,6 +70,7 @@ class TestFiles:
             export(find_set(), str(other))
             assert one.read_bytes() == other.read_bytes()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ending", FORMATS)
     def test_memory_does_not_grow_with_the_set(self, store, tmp_path, ending):
         found = [document(n, 64, width=512) for n in range(160)]

@@ -169,6 +169,7 @@ def test_a_missing_shard_is_named(folder):
         SetReader(find_set()).shard(2)
 
 
+@pytest.mark.slow
 def test_200_flipped_bits_are_all_found(folder, monkeypatch):
     monkeypatch.setattr("lensae.store.verify.PATIENCE_S", 1.0)
     write_set(folder, documents(12), shard_rows=10_000)
