@@ -23,7 +23,7 @@ test: $(READY) check  ## lint and the whole test suite, at most 6 minutes on 2 c
 	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 test-quick: $(READY)  ## the quick unit tests, at most 60 seconds on 2 cores
-	@$(PYTEST) tests/unit -m 'not slow'
+	@$(PYTEST) tests/unit -m 'not slow' $(ARGS)
 
 check: $(READY)  ## lint only
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -150,7 +150,7 @@ def selection_of(reader: SetReader, keep) -> Selection:
 sizes = st.one_of(st.integers(1, 40), st.sampled_from([64, 100, 699, 5000]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(selections(), sizes, sizes, st.integers(0, 2**40), st.integers(0, 5))
 def test_an_epoch_is_the_reference_bit_for_bit(reader, keep, batch, shuffle_rows, seed, epoch):
     selection = selection_of(reader, keep)
@@ -167,7 +167,7 @@ def test_an_epoch_is_the_reference_bit_for_bit(reader, keep, batch, shuffle_rows
         assert len(np.unique(np.concatenate(found), axis=0)) == selection.rows, "each row once"
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(selections(), st.integers(17, 200), sizes, st.integers(0, 9))
 def test_an_epoch_goes_on_at_any_batch(reader, keep, batch, shuffle_rows, epoch):
     stream = RowStream(reader, selection_of(reader, keep), batch, 3, shuffle_rows)
@@ -176,7 +176,7 @@ def test_an_epoch_goes_on_at_any_batch(reader, keep, batch, shuffle_rows, epoch)
         same(list(stream.epoch(epoch, first)), whole[first:])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(selections(), sizes, sizes, st.integers(1, 5))
 def test_ranks_together_see_what_one_sees(reader, keep, batch, shuffle_rows, group):
     selection = selection_of(reader, keep)
@@ -192,7 +192,7 @@ def test_ranks_together_see_what_one_sees(reader, keep, batch, shuffle_rows, gro
     same(list(again.epoch(2, len(whole) // 2)), parts[-1][len(whole) // 2 :])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(selections(), sizes, sizes, st.integers(0, 3))
 def test_pairs_are_of_the_same_tokens(sets, keep, batch, shuffle_rows, epoch):
     reader, target = sets

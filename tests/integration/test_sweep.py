@@ -48,7 +48,6 @@ SWEEP = [
 ]
 
 
-@pytest.mark.slow
 def test_a_sweep_trains_what_single_trainings_do(toy, monkeypatch):
     """Each of its SAEs is the one that it would have been alone, and the rows are read once for all."""
     from lensae.store.stream import RowStream
@@ -65,7 +64,6 @@ def test_a_sweep_trains_what_single_trainings_do(toy, monkeypatch):
     assert len({digest(toy / "saes" / point.name) for point in report.points}) == len(SWEEP)
 
 
-@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(toy):
     recipes = SWEEP[:4]
     expected = {train(recipe, name=f"x-{n}").sae.training["recipe"]["arch"]: n for n, recipe in enumerate(recipes)}
@@ -141,7 +139,6 @@ def test_the_front_and_the_winner():
     assert winner([]) == (None, "")
 
 
-@pytest.mark.slow
 def test_a_sweep_on_the_command_line(toy, lensae):
     options = (
         "--width",

@@ -27,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # Transcoders.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu"])
 def test_a_transcoder_on_two_sets(arch, toy, store):
     """Rows of one set predict those of another, which is cut elsewhere; interrupted, it goes on as all do."""
@@ -82,7 +81,6 @@ def test_shuffle_rows_changes_the_order_alone(toy, lensae):
     assert status == 2 and "shuffle_rows cannot be 0" in err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["topk", "batchtopk", "relu"])
 def test_an_encoder_in_bfloat16(arch, toy, lensae):
     """An SAE like any other, with what float32 would have selected on record, and gone on with to the same bytes."""
