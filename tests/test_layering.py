@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "index": {"core", "sae"},
     "steering": {"core", "sae"},
     "stages": {"core", *DOMAINS},
+    "_api": {"core", *DOMAINS, "stages"},
     "views": {"core", "stages"},
     "cli": {"core", *DOMAINS, "stages", "views"},
 }
