@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption, examples
+from lensae.cli.help import examples
+from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption
 
 EXAMPLES = examples("evaluate", "evaluate --sae topk-2304-k32 --json")
 

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import DeviceOption, JsonOption, examples
+from lensae.cli.help import examples
+from lensae.cli.options import DeviceOption, JsonOption
+from lensae.core import program
 
 EXAMPLES = examples("experiment experiments/demo.toml")
 
@@ -32,7 +34,7 @@ def command(
     with use_device(device), Watch() as watch:
         for event in experiment.run(recipe, watch, LiveTraining):
             if isinstance(event, str):
-                err().print(f"\n[bold cyan]$ python main.py {event}[/]", soft_wrap=True)
+                err().print(f"\n[bold cyan]$ {program.command(event)}[/]", soft_wrap=True)
             elif not as_json:
                 show(event)
             elif event.stage == "results":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption, examples
+from lensae.cli.help import examples
+from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption
 
 EXAMPLES = examples("index", "index --set smollm2-135m/blocks.15.hook_resid_post")
 
@@ -10,7 +11,7 @@ EXAMPLES = examples("index", "index --set smollm2-135m/blocks.15.hook_resid_post
 def command(
     set_name: SetOption = None, sae: SaeOption = None, device: DeviceOption = "auto", as_json: JsonOption = False
 ) -> None:
-    """Build the feature index that `features` and `steer` read; an interrupted build goes on where it stopped."""
+    """Build the feature index that `features` and `steer` read; an interrupted build is resumed."""
     from lensae.core.device import use_device
     from lensae.stages.index import build
     from lensae.views import index as view

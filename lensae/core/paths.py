@@ -21,6 +21,7 @@ from pathlib import Path
 from lensae.core.durable import read_json
 from lensae.core.errors import UserError, nearest
 from lensae.core.manifest import Manifest, read_manifest
+from lensae.core.program import command
 
 _store: ContextVar[Path | None] = ContextVar("store", default=None)
 
@@ -128,15 +129,15 @@ def find_set(name: str | None = None) -> SetEntry:
     entry = _named_set(name) if name else _latest_set()
     if not entry.completed_at:
         passes = entry.manifest.passes
-        command = passes[-1].command if passes else "python main.py collect"
-        raise UserError(f"the activation set {entry.name} is unfinished", f"go on with: {command}")
+        resume = passes[-1].command if passes else command("collect")
+        raise UserError(f"the activation set {entry.name} is unfinished", f"resume with: {resume}")
     return entry
 
 
 def _latest_set() -> SetEntry:
     found = list_sets()
     if not found:
-        raise UserError(f"there is no activation set in {store_root()}/", "make one with: python main.py collect")
+        raise UserError(f"there is no activation set in {store_root()}/", f"make one with: {command('collect')}")
     return found[-1]
 
 
@@ -150,7 +151,7 @@ def _named_set(name: str) -> SetEntry:
     if matches:
         raise UserError(f"'{name}' means several sets", "say which: " + ", ".join(e.name for e in matches))
     names = [e.name for e in found]
-    hint = nearest(name, names) or "python main.py store list shows what there is"
+    hint = nearest(name, names) or f"{command('store list')} shows every set"
     raise UserError(f"no activation set named '{name}'", hint)
 
 
@@ -179,10 +180,10 @@ def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
     finished = [sae for sae in found if sae.completed_at]
     if not finished:
         if found:
-            command = found[-1].training.get("command") or "python main.py train"
-            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {command}")
+            resume = found[-1].training.get("command") or command("train")
+            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"resume with: {resume}")
         what = f"no SAE has been trained on {entry.name}"
-        raise UserError(what, f"train one with: python main.py train --set {entry.name}")
+        raise UserError(what, f"train one with: {command(f'train --set {entry.name}')}")
     return finished[-1]
 
 
@@ -192,7 +193,7 @@ def _is_sae(folder: Path) -> bool:
 
 def _no_such_sae(name: str, found: list[SaeEntry]) -> list[SaeEntry]:
     names = [sae.name for sae in found]
-    hint = nearest(name, names) or ("there is " + ", ".join(names) if names else "train one: python main.py train")
+    hint = nearest(name, names) or ("known: " + ", ".join(names) if names else f"train one: {command('train')}")
     raise UserError(f"no SAE named '{name}'", hint)
 
 

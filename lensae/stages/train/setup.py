@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensae.core import registry
+from lensae.core import program, registry
 from lensae.core.device import AUTO, current_device, requested_device
 from lensae.core.errors import UserError
 from lensae.core.paths import SetEntry, safe_name
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """One SAE being trained: `recipe` as it was given, `settled` with its blanks filled in, `reasons` for these,
+    """One SAE that is being trained: `recipe` as given, `settled` with its blanks filled in, `reasons` for these,
     `sparsity` what decides how many features fire."""
 
     name: str
@@ -136,8 +136,8 @@ def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str
         "seed",
         "target",
     )
-    default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
+    default, words = TrainRecipe(), ["train", "--set", entry.name]
     for key in flags:
         if getattr(recipe, key) != getattr(default, key):
             words += ["--" + key.replace("_", "-"), str(getattr(recipe, key))]
-    return shlex.join(words + (["--name", name] if name else []))
+    return program.command(program.join(words + (["--name", name] if name else [])))
