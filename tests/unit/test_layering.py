@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "index": {"core", "sae"},
     "steering": {"core", "sae"},
     "stages": {"core", *DOMAINS},
-    "_api": {"core", *DOMAINS, "stages"},
     "views": {"core", "stages"},
     "_api": {"core", *DOMAINS, "stages"},
     "cli": {"core", *DOMAINS, "stages", "views"},

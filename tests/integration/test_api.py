@@ -19,7 +19,7 @@ from lensae.core.recipe import TrainRecipe
 from lensae.stages.collect.options import CollectOptions
 from lensae.stages.steer.options import SteerOptions
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTATION = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENTATION, re.DOTALL)
 NAMES = [name for name in library.__all__ if name != "__version__"]
