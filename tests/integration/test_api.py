@@ -171,7 +171,7 @@ def state_of_the_process() -> dict:
 
 CALLS = {
     "collect": {"generate": False, "hooks": ["blocks.2.hook_resid_post"]},
-    "train": {"width": 2, "k": 4, "epochs": 1, "name": "again"},
+    "train": {"set_name": "blocks.3.hook_resid_post", "width": 2, "k": 4, "epochs": 1, "name": "again"},
     "evaluate": {},
     "build_index": {},
     "steer": {"feature": None, "max_new_tokens": 2, "samples": 1},
