@@ -5,24 +5,40 @@
     <store>/<model>/<hook>/saes/<name>/index/   its feature index
     <store>/<model>/<hook>/sweeps/<name>/   a comparison of SAEs that were trained together
 
-The store is `./store`, or what LENSAE_STORE names.
+The store is the one that `use_store` names, else what LENSAE_STORE names, else `./store`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.core.durable import read_json
 from lensae.core.errors import UserError, nearest
 from lensae.core.manifest import Manifest, read_manifest
+from lensae.core.program import command
+
+_store: ContextVar[Path | None] = ContextVar("store", default=None)
+
+
+@contextmanager
+def use_store(path: Path) -> Iterator[None]:
+    """The store is the folder `path` until the end, in this thread."""
+    token = _store.set(path)
+    try:
+        yield
+    finally:
+        _store.reset(token)
 
 
 def store_root() -> Path:
     """The folder that holds every activation set."""
-    return Path(os.environ.get("LENSAE_STORE", "store"))
+    return _store.get() or Path(os.environ.get("LENSAE_STORE", "store"))
 
 
 def free_bytes() -> int:
@@ -113,15 +129,15 @@ def find_set(name: str | None = None) -> SetEntry:
     entry = _named_set(name) if name else _latest_set()
     if not entry.completed_at:
         passes = entry.manifest.passes
-        command = passes[-1].command if passes else "python main.py collect"
-        raise UserError(f"the activation set {entry.name} is unfinished", f"go on with: {command}")
+        resume = passes[-1].command if passes else command("collect")
+        raise UserError(f"the activation set {entry.name} is unfinished", f"resume with: {resume}")
     return entry
 
 
 def _latest_set() -> SetEntry:
     found = list_sets()
     if not found:
-        raise UserError(f"there is no activation set in {store_root()}/", "make one with: python main.py collect")
+        raise UserError(f"there is no activation set in {store_root()}/", f"make one with: {command('collect')}")
     return found[-1]
 
 
@@ -135,7 +151,7 @@ def _named_set(name: str) -> SetEntry:
     if matches:
         raise UserError(f"'{name}' means several sets", "say which: " + ", ".join(e.name for e in matches))
     names = [e.name for e in found]
-    hint = nearest(name, names) or "python main.py store list shows what there is"
+    hint = nearest(name, names) or f"{command('store list')} shows every set"
     raise UserError(f"no activation set named '{name}'", hint)
 
 
@@ -164,10 +180,10 @@ def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
     finished = [sae for sae in found if sae.completed_at]
     if not finished:
         if found:
-            command = found[-1].training.get("command") or "python main.py train"
-            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"go on with: {command}")
+            resume = found[-1].training.get("command") or command("train")
+            raise UserError(f"SAE '{found[-1].name}' is unfinished", f"resume with: {resume}")
         what = f"no SAE has been trained on {entry.name}"
-        raise UserError(what, f"train one with: python main.py train --set {entry.name}")
+        raise UserError(what, f"train one with: {command(f'train --set {entry.name}')}")
     return finished[-1]
 
 
@@ -177,7 +193,7 @@ def _is_sae(folder: Path) -> bool:
 
 def _no_such_sae(name: str, found: list[SaeEntry]) -> list[SaeEntry]:
     names = [sae.name for sae in found]
-    hint = nearest(name, names) or ("there is " + ", ".join(names) if names else "train one: python main.py train")
+    hint = nearest(name, names) or ("known: " + ", ".join(names) if names else f"train one: {command('train')}")
     raise UserError(f"no SAE named '{name}'", hint)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lensae.core.program import command
 from lensae.stages.train.sweep import Point, SweepReport
 from lensae.views.console import print_json
 from lensae.views.figures import save, stacked
@@ -42,7 +43,7 @@ def show(console: Console, report: SweepReport) -> None:
             console.print(f"[dim]no CE: {report.no_losses}[/]")
         for path in plots(report):
             console.print(f"[dim]plot[/] {path}", soft_wrap=True)
-        console.print(f"[dim]next:[/] python main.py evaluate --sae {report.winner.name}", soft_wrap=True)
+        console.print(f"[dim]next:[/] {command(f'evaluate --sae {report.winner.name}')}", soft_wrap=True)
 
 
 def plots(report: SweepReport) -> list[Path]:

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lensae.core.program import command
 from lensae.stages.train.watcher import Watcher
 from lensae.views.console import err, print_json
 from lensae.views.curves import of_training
@@ -155,7 +156,7 @@ def show(console, report, next_step: bool = True) -> None:
     for path in of_training(report):
         console.print(f"[dim]figure[/] {path}", soft_wrap=True)
     if next_step:
-        console.print("[dim]next:[/] python main.py evaluate, python main.py index")
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}")
 
 
 def as_json(report) -> None:

@@ -11,8 +11,8 @@ class Adam:
     """Adam (Kingma & Ba 2015, "Adam: a method for stochastic optimization") in PyTorch's fused kernel.
 
     Its steps are those of torch.optim.Adam bit for bit. That one loads torch._dynamo when it is made, which takes more
-    than a second. `param_groups` are dictionaries with "params" and "lr"; `state` holds, of every parameter that has had
-    a gradient, "step", "exp_avg" and "exp_avg_sq".
+    than a second. `param_groups` are dictionaries with "params" and "lr"; `state` holds "step", "exp_avg" and
+    "exp_avg_sq" of every parameter that has had a gradient.
     """
 
     def __init__(self, param_groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float = 1e-8):

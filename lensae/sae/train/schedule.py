@@ -26,8 +26,8 @@ SHORT = (6e-3, 0.7, 0.95, 100, 1 / 8)
 # trainings end worse with a slower encoder.
 LEAST_FIRINGS, FIRINGS = 25, 28
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
-# A training that has as many steps is measured on held-out rows at least VALIDATIONS times, each time on so many of them
-# that all these together are VALIDATION_SHARE of the rows that are learnt from, within VALIDATION_ROWS.
+# A training that has as many steps is measured on held-out rows at least VALIDATIONS times, each time on so many of
+# them that all these together are VALIDATION_SHARE of the rows that are learnt from, within VALIDATION_ROWS.
 VALIDATIONS, VALIDATION_SHARE, VALIDATION_ROWS = 10, 0.1, (2048, 16384)
 WIDTHS = ((3_000_000, 16), (300_000, 8), (0, 4))  # training rows from which on an SAE is so wide
 LARGE_BATCH_ROWS = 3_000_000

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from lensae.core.durable import clear_partials, read_json, write_json
 from lensae.core.errors import LensaeError, UserError
 from lensae.core.paths import SaeEntry, SetEntry
+from lensae.core.program import command
 
 SAME = ("recipe", "set", "target")  # a training is gone on with when these are what they were
 
@@ -70,9 +71,16 @@ def checkpoint_of(folder: Path) -> Path:
 
 def unfinished(sae: SaeEntry) -> dict:
     """How far a training has come by its checkpoint (0 tokens without one), whether a process is at it now, and the
-    command that goes on with it."""
-    command = sae.training.get("command") or "python main.py train"
-    facts = {"name": sae.name, "tokens": 0, "step": 0, "steps": None, "running": _held(sae.path), "command": command}
+    command that resumes it."""
+    resume_command = sae.training.get("command") or command("train")
+    facts = {
+        "name": sae.name,
+        "tokens": 0,
+        "step": 0,
+        "steps": None,
+        "running": _held(sae.path),
+        "command": resume_command,
+    }
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
         with safe_open(checkpoint_of(sae.path), "numpy") as file:
             run = json.loads(file.metadata()["run"])
@@ -132,5 +140,5 @@ def _taken(path: Path, entry: SetEntry) -> UserError:
         return UserError(f"there is already an SAE '{path.name}' in {entry.name}", "give another --name, or remove it")
     return UserError(
         f"'{path.name}' in {entry.name} is an unfinished training with other settings or other rows",
-        f"go on with: {begun.get('command', 'python main.py train')}; or give another --name",
+        f"resume with: {begun.get('command') or command('train')}; or give another --name",
     )

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensae.core import registry
+from lensae.core import program, registry
+from lensae.core.device import AUTO, current_device, requested_device
+from lensae.core.errors import UserError
 from lensae.core.paths import SetEntry, safe_name
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.train.data import Data
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """One SAE that is being trained: `recipe` as it was given, `settled` with its blanks filled in, `reasons` for these,
+    """One SAE that is being trained: `recipe` as given, `settled` with its blanks filled in, `reasons` for these,
     `sparsity` what decides how many features fire."""
 
     name: str
@@ -79,8 +81,6 @@ def _training(
     data: Data, recipe: TrainRecipe, settled: TrainRecipe, plan: Plan, path: Path, folder: TrainingFolder | None, group
 ) -> Training:
     """The training as it is to begin, or as its checkpoint left it."""
-    import torch
-
     from lensae.sae.train import checkpoint as state
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import explain
@@ -92,12 +92,19 @@ def _training(
     def trainer(window: int):
         return family.Trainer(data.reader.width, plan.d_sae, settled, window, data.d_out, group)
 
-    # Several processes exchange what lies in the processors' memory.
-    device = "cuda" if group.is_single and torch.cuda.is_available() else "cpu"
-    run = TrainingRun(settled, plan, trainer, checkpoint, device)
+    run = TrainingRun(settled, plan, trainer, checkpoint, _device(group))
     state.load(run)
     reasons = tuple(explain(recipe, plan, data.reader.width))
     return Training(path.name, recipe, settled, plan, folder, run, family.Trainer.sparsity(settled), reasons)
+
+
+def _device(group: ProcessGroup) -> str:
+    """The device to train on; several processes exchange what lies in the processors' memory."""
+    if group.is_single:
+        return current_device()
+    if requested_device() not in (AUTO, "cpu"):
+        raise UserError("several processes train on the CPU only", "leave --device out, or start one process")
+    return "cpu"
 
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
@@ -129,8 +136,8 @@ def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str
         "seed",
         "target",
     )
-    default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
+    default, words = TrainRecipe(), ["train", "--set", entry.name]
     for key in flags:
         if getattr(recipe, key) != getattr(default, key):
             words += ["--" + key.replace("_", "-"), str(getattr(recipe, key))]
-    return shlex.join(words + (["--name", name] if name else []))
+    return program.command(program.join(words + (["--name", name] if name else [])))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import SMALL, Stops, broken_after, digest, metrics
+from training_helpers import SMALL, Stops, broken_after, digest, metrics
 
 from lensae.core.errors import UserError
 from lensae.core.recipe import load_sweep, load_train
