@@ -193,7 +193,7 @@ def test_a_truncated_shard_is_named(folder, keep):
     write_set(folder, documents())
     path = folder / "shards" / "00001.h5"
     path.write_bytes(path.read_bytes()[:keep])
-    assert {fault.shard for fault in faults(folder)} == {"00001.h5"}
+    assert {fault.file for fault in faults(folder)} == {"shards/00001.h5"}
     reader = SetReader(find_set())
     with pytest.raises(DamagedError, match=r"00001\.h5"):
         reader.everything()
@@ -202,7 +202,7 @@ def test_a_truncated_shard_is_named(folder, keep):
 def test_a_missing_shard_is_named(folder):
     write_set(folder, documents())
     (folder / "shards" / "00002.h5").unlink()
-    assert [(f.shard, f.what) for f in faults(folder)] == [("00002.h5", "missing")]
+    assert [(f.file, f.what) for f in faults(folder)] == [("shards/00002.h5", "missing")]
     with pytest.raises(DamagedError, match=r"00002\.h5.*missing"):
         SetReader(find_set()).shard(2)
 
@@ -332,9 +332,9 @@ class TestReader:
 def test_two_collects_into_one_set_at_once(lensae, store, model_dir):
     """The second is told; the first is not disturbed."""
     folder = store / "tiny-llama" / "blocks.4.hook_resid_post"
-    from lensae.core.locks import WriterLock
+    from lensae.core.locks import FolderLock
 
-    lock = WriterLock(folder)
+    lock = FolderLock(folder)
     arguments = ("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 4)
     status, _out, err = lensae(*arguments)
     assert status == 1 and "another process" in err

@@ -6,10 +6,8 @@ saes/<name>/checkpoints/        gone when it is finished
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,24 +16,19 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lensae.core.durable import clear_partials, read_json, write_json
-from lensae.core.errors import LensaeError, UserError
+from lensae.core.errors import UserError
+from lensae.core.locks import LOCK_FILE, FolderLock, is_locked
 from lensae.core.paths import SaeEntry, SetEntry
 
 SAME = ("recipe", "set", "target")  # a training is gone on with when these are what they were
 
 
 class TrainingFolder:
-    """Held by a lock on the folder itself, which the kernel lets go of when the process ends, however it ends."""
+    """The folder of an SAE in training, locked until it is closed or the process ends."""
 
     def __init__(self, path: Path):
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LensaeError(f"another process is training {path}", "wait for it, or give another --name") from None
+        self._lock = FolderLock(path, activity="training", hint="wait for it, or give another --name")
 
     @property
     def checkpoint(self) -> Path:
@@ -56,10 +49,11 @@ class TrainingFolder:
 
     def close(self) -> None:
         """Let the next process in."""
-        os.close(self._lock)
+        self._lock.release()
 
     def discard(self) -> None:
-        """Remove what was begun."""
+        """Remove the folder, which lets the next process in."""
+        self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -72,24 +66,13 @@ def unfinished(sae: SaeEntry) -> dict:
     """How far a training has come by its checkpoint (0 tokens without one), whether a process is at it now, and the
     command that goes on with it."""
     command = sae.training.get("command") or "python main.py train"
-    facts = {"name": sae.name, "tokens": 0, "step": 0, "steps": None, "running": _held(sae.path), "command": command}
+    facts = {"name": sae.name, "tokens": 0, "step": 0, "steps": None, "command": command}
+    facts["running"] = is_locked(sae.path)
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
         with safe_open(checkpoint_of(sae.path), "numpy") as file:
             run = json.loads(file.metadata()["run"])
         facts |= {"tokens": run["state"]["tokens"], "step": run["state"]["step"], "steps": run["plan"]["steps"]}
     return facts
-
-
-def _held(path: Path) -> bool:
-    """Whether a process has the folder locked."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(descriptor)
 
 
 def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:
@@ -123,7 +106,7 @@ def _open(path: Path, facts: dict) -> bool:
         begun = read_json(path / "training.json")
         plain = json.loads(json.dumps(facts))
         return not begun.get("completed_at") and all(begun.get(key) == plain.get(key) for key in SAME)
-    return not any(path.iterdir())
+    return all(inside.name == LOCK_FILE for inside in path.iterdir())
 
 
 def _taken(path: Path, entry: SetEntry) -> UserError:
