@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers import HOOK, document, documents, write_set, writer
+from helpers import HOOK, ROOT, document, documents, write_set, writer
 
 from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.paths import find_set, list_sets, read_set
@@ -88,7 +88,7 @@ def test_a_killed_writer_loses_at_most_its_shard(folder, store):
         "    for d in documents(1500)[w.documents_done:]: w.append(d)\n"
         "    w.finish()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     random = np.random.default_rng(0)
     kills = 0
     for _ in range(50):
