@@ -99,5 +99,5 @@ def _tensor_faults(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[t
 def _is_finite(tensor, rows: int) -> bool:
     if tensor.get_dtype() not in NUMPY_FLOATS:  # NumPy has no bfloat16
         return True
-    blocks = (tensor[start : start + BLOCK_ROWS] for start in range(0, rows, BLOCK_ROWS))
+    blocks = (tensor[start : min(start + BLOCK_ROWS, rows)] for start in range(0, rows, BLOCK_ROWS))
     return all(np.isfinite(block).all() for block in blocks)
