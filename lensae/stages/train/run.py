@@ -170,9 +170,9 @@ def _finished(data: Data, training: Training, stop, group: ProcessGroup) -> Trai
     sae = fit.sae(metadata(data, training.recipe))
     if folder:
         write_metrics(folder.path / "metrics.csv", fit.history)
-    checkpoint.save(folder.path if folder else None, sae, group)
+    digest = checkpoint.save(folder.path if folder else None, sae, group)
     if not folder:
         return None
-    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit)}
+    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit), "weights_sha256": digest}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)
