@@ -1,22 +1,22 @@
 """Losses of next-token distributions from final hidden states, the vocabulary in blocks: no (N, V) logits exist.
 
-Shapes: N tokens, D d_model, V vocabulary, C vocabulary entries of a block, U distinct hidden states, X any number of
-rows, S variants.
+Shapes: N tokens, D d_model, V vocabulary, C vocabulary entries of a block, X tokens of a block, U distinct hidden
+states, S variants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from lensae.model.language_model import LanguageModel
 
-# Vocabulary entries and logits of a block. On CPUs what is computed with a block then stays in the caches (measured on
-# smollm2-135m); other devices want larger products.
-CPU_ENTRIES, CPU_LOGITS = 2048, 2**19
-DEVICE_ENTRIES, DEVICE_LOGITS = 2**15, 2**25
+# Vocabulary entries and tokens of a block of logits. On CPUs it then stays in the caches (measured on smollm2-135m);
+# other devices want larger products.
+CPU_ENTRIES, CPU_ROWS = 2048, 1024
+DEVICE_ENTRIES, DEVICE_ROWS = 2**15, 2**10
 
 
 @dataclass(frozen=True)
@@ -65,51 +65,6 @@ class HiddenStates:
         return self.rows_UD[tokens] if self.index_N is None else self.rows_UD[self.index_N[tokens]]
 
 
-@dataclass
-class LogSumExp:
-    """log of the sum over the vocabulary of exp(logit), block after block: `largest_N` so far (float32), and
-    `sum_N` of exp(logit - largest) (float64)."""
-
-    largest_N: torch.Tensor
-    sum_N: torch.Tensor
-
-    @classmethod
-    def empty(cls, tokens: int, device) -> LogSumExp:
-        """Before the first block."""
-        largest_N = torch.full((tokens,), -torch.inf, device=device)
-        return cls(largest_N, torch.zeros(tokens, dtype=torch.float64, device=device))
-
-    def add(self, tokens: slice, logits_XC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take in a block of logits of some tokens: gives exp(logit - largest) (X, C), and the factor (X,) by which
-        sums over earlier blocks have to be multiplied, as their largest logit was another one."""
-        largest_X = torch.maximum(self.largest_N[tokens], logits_XC.amax(-1))
-        factor_X = (self.largest_N[tokens] - largest_X).double().exp()
-        exp_XC = (logits_XC - largest_X[:, None]).exp_()
-        self.sum_N[tokens] = self.sum_N[tokens] * factor_X + exp_XC.sum(-1)
-        self.largest_N[tokens] = largest_X
-        return exp_XC, factor_X
-
-    @property
-    def value_N(self) -> torch.Tensor:
-        """The logarithm (N,) float64."""
-        return self.largest_N.double() + self.sum_N.log()
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over the vocabulary: of the clean distribution, of each variant, and `difference_SN` of
-    exp(clean logit - the largest) times (clean logit - variant's logit), float64."""
-
-    clean: LogSumExp
-    variants: list[LogSumExp]
-    difference_SN: torch.Tensor = field(repr=False)
-
-    def kl(self) -> torch.Tensor:
-        """KL(clean || variant) (S, N) float64."""
-        more = [one.value_N - self.clean.value_N for one in self.variants]
-        return self.difference_SN / self.clean.sum_N + torch.stack(more) if more else self.difference_SN
-
-
 def next_token_losses(
     unembedding: Unembedding, clean_ND: torch.Tensor, variants: Sequence[HiddenStates], target_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,39 +74,86 @@ def next_token_losses(
     KL = sum p (z - z') - log sum exp z + log sum exp z' for logits z of the clean and z' of the variant's distribution,
     p = softmax(z).
     """
-    sums = _sums(unembedding, clean_ND, variants)
+    sums = VocabularySums.empty(len(variants), len(clean_ND), clean_ND.device)
+    for block in _slices(len(unembedding.weight_VD), _entries(clean_ND)):
+        _add_block(sums, unembedding, clean_ND, variants, block)
     states = [HiddenStates(clean_ND), *variants]
     logit_SN = torch.stack([unembedding.logit_of(one.at(slice(None)), target_N) for one in states])
-    log_sum_SN = torch.stack([one.value_N for one in (sums.clean, *sums.variants)])
-    return log_sum_SN - logit_SN, sums.kl()
+    return sums.log_sum_SN - logit_SN, sums.kl_SN
 
 
-def _sums(unembedding: Unembedding, clean_ND: torch.Tensor, variants: Sequence[HiddenStates]) -> Sums:
-    tokens, vocabulary, device = len(clean_ND), len(unembedding.weight_VD), clean_ND.device
-    difference_SN = torch.zeros(len(variants), tokens, dtype=torch.float64, device=device)
-    empty = [LogSumExp.empty(tokens, device) for _ in range(1 + len(variants))]
-    sums = Sums(empty[0], empty[1:], difference_SN)
-    on_cpu = device.type == "cpu"
-    entries, logits = (CPU_ENTRIES, CPU_LOGITS) if on_cpu else (DEVICE_ENTRIES, DEVICE_LOGITS)
-    rows = max(1, logits // entries)
-    for first in range(0, vocabulary, entries):
-        block = slice(first, min(first + entries, vocabulary))
-        shared = [None if one.index_N is None else unembedding.logits(one.rows_UD, block) for one in variants]
-        for start in range(0, tokens, rows):
-            _add_block(sums, unembedding, clean_ND, variants, shared, block, slice(start, min(start + rows, tokens)))
-    return sums
+@dataclass
+class VocabularySums:
+    """Sums over the vocabulary entries so far, float64: `log_sum_SN` (1 + S, N), the logarithm of the sum of
+    exp(logit), of the clean model first, and `difference_SN` (S, N), the mean under its distribution over these entries
+    of (clean logit - variant's logit)."""
+
+    log_sum_SN: torch.Tensor
+    difference_SN: torch.Tensor
+
+    @classmethod
+    def empty(cls, variants: int, tokens: int, device) -> VocabularySums:
+        """Before the first block."""
+        log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=torch.float64, device=device)
+        return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=torch.float64, device=device))
+
+    @property
+    def kl_SN(self) -> torch.Tensor:
+        """KL(clean || variant)."""
+        return self.difference_SN - self.log_sum_SN[:1] + self.log_sum_SN[1:]
+
+    def add(self, tokens: slice, log_sum_SX: torch.Tensor, difference_SX: torch.Tensor) -> None:
+        """Take in the same sums over another block of entries, of some tokens."""
+        before_SX = self.log_sum_SN[:, tokens]
+        after_SX = torch.logaddexp(before_SX, log_sum_SX)
+        share_X = (log_sum_SX[0] - after_SX[0]).exp()
+        self.difference_SN[:, tokens] *= (before_SX[0] - after_SX[0]).exp()
+        self.difference_SN[:, tokens] += share_X * difference_SX
+        self.log_sum_SN[:, tokens] = after_SX
 
 
-def _add_block(sums: Sums, unembedding, clean_ND, variants, shared, block: slice, tokens: slice) -> None:
-    """Take in some vocabulary entries after some tokens; `shared` has the logits (U, C) of variants whose hidden states
-    are those of several tokens each."""
-    clean_XC = unembedding.logits(clean_ND[tokens], block)
-    exp_XC, factor_X = sums.clean.add(tokens, clean_XC)
-    for number, (states, logits_UC) in enumerate(zip(variants, shared, strict=True)):
-        if logits_UC is None:
-            logits_XC = unembedding.logits(states.rows_UD[tokens], block)
-        else:
-            logits_XC = logits_UC[states.index_N[tokens]]
-        sums.variants[number].add(tokens, logits_XC)
-        difference_X = (clean_XC - logits_XC).mul_(exp_XC).sum(-1)
-        sums.difference_SN[number, tokens] = sums.difference_SN[number, tokens] * factor_X + difference_X
+def _add_block(sums: VocabularySums, unembedding, clean_ND, variants: Sequence[HiddenStates], block: slice) -> None:
+    """Take in a block of vocabulary entries. Where tokens share hidden states their logits are computed once."""
+    shared = [one.index_N is not None and _shared(unembedding.logits(one.rows_UD, block)) for one in variants]
+    for tokens in _slices(len(clean_ND), _rows(clean_ND)):
+        clean_XC = unembedding.logits(clean_ND[tokens], block)
+        p_XC, clean_sum_X = _softmax(clean_XC)
+        log_sums, differences = [clean_sum_X], []
+        for states, once in zip(variants, shared, strict=True):
+            if once:
+                index_X = states.index_N[tokens]
+                logits_XC, log_sum_X = once[0][index_X], once[1][index_X]
+            else:
+                logits_XC = unembedding.logits(states.rows_UD[tokens], block)
+                log_sum_X = _softmax(logits_XC)[1]
+            log_sums.append(log_sum_X)
+            differences.append(torch.sub(clean_XC, logits_XC, out=logits_XC).mul_(p_XC).sum(-1))
+        difference_SX = torch.stack(differences) if differences else sums.difference_SN[:, tokens]
+        sums.add(tokens, torch.stack(log_sums), difference_SX)
+
+
+def _shared(logits_UC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return logits_UC, _softmax(logits_UC)[1]
+
+
+def _softmax(logits_XC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax (X, C), and the logarithm of the sum of exp(logit) (X,) float64.
+
+    The largest probability is 1 over the sum of exp(logit - the largest logit): PyTorch's softmax takes half as long as
+    computing that sum from exp.
+    """
+    p_XC = logits_XC.softmax(-1)
+    return p_XC, logits_XC.amax(-1).double() - p_XC.amax(-1).double().log()
+
+
+def _entries(x: torch.Tensor) -> int:
+    return CPU_ENTRIES if x.device.type == "cpu" else DEVICE_ENTRIES
+
+
+def _rows(x: torch.Tensor) -> int:
+    return CPU_ROWS if x.device.type == "cpu" else DEVICE_ROWS
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for first in range(0, length, size):
+        yield slice(first, min(first + size, length))

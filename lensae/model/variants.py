@@ -32,6 +32,7 @@ from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losse
 # of them share the logits of a stream that is the same in all documents).
 PASS_TOKENS, LOSS_TOKENS = 4096, 4096
 TRIED_TOKENS = (16, 9)  # of the documents that both ways are tried on
+ROUNDING = 1e-5  # how far, relatively, the streams of one token may be apart that are the same but for rounding
 Variants = Mapping[str, Sequence[Edit]]
 
 
@@ -115,8 +116,12 @@ class Expansion:
         return self.x_SND
 
     def _is_same(self, x_ND: torch.Tensor, stream_LD: torch.Tensor) -> bool:
-        documents = x_ND.split(list(self.lengths))
-        return all(len(x) <= len(stream_LD) and torch.equal(x, stream_LD[: len(x)]) for x in documents)
+        return all(_equal(x_LD, stream_LD[: len(x_LD)]) for x_LD in x_ND.split(list(self.lengths)))
+
+
+def _equal(x_LD: torch.Tensor, y_LD: torch.Tensor) -> bool:
+    """Whether all rows are the same but for rounding."""
+    return bool(((x_LD - y_LD).norm(dim=-1) <= ROUNDING * y_LD.norm(dim=-1)).all())
 
 
 @dataclass(frozen=True)
