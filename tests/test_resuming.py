@@ -91,13 +91,13 @@ def test_an_unfinished_training_is_no_sae(toy, lensae):
     interrupted(SMALL, 20, "parts")
     with pytest.raises(UserError, match="'parts' is unfinished") as error:
         find_sae(find_set(), "parts")
-    assert error.value.hint.startswith("go on with: python main.py train") and "--name parts" in error.value.hint
+    assert error.value.hint.startswith("resume with: python main.py train") and "--name parts" in error.value.hint
     for command in (["evaluate"], ["index"], ["features", "top", 1]):
         status, _out, err = lensae(*command, "--set", "toy", "--sae", "parts")
         assert status == 2 and "unfinished" in err and len(err.strip().splitlines()) == 2, err
     with pytest.raises(UserError, match="unfinished training with other settings") as error:
         train(replace(SMALL, k=5), name="parts")
-    assert "go on with: python main.py train" in error.value.hint
+    assert "resume with: python main.py train" in error.value.hint
     assert train(SMALL, name="parts").sae.completed_at
 
 

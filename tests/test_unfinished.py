@@ -90,7 +90,7 @@ def test_it_is_never_the_current_one(lensae, toy):
     ):
         with pytest.raises(UserError, match="'parts' is unfinished") as error:
             find_pair(*pair)
-        assert "go on with: python main.py train" in error.value.hint
+        assert "resume with: python main.py train" in error.value.hint
     # Weights without the last word that they are whole, by their path.
     for name in ("cfg.json", "sae_weights.safetensors"):
         shutil.copy(toy / "saes" / "whole" / name, toy / "saes" / "parts" / name)
@@ -106,4 +106,4 @@ def test_it_is_never_the_current_one(lensae, toy):
     shutil.rmtree(toy / "saes" / "whole")
     for command in (["evaluate"], ["index"], ["features", "top", 1], ["steer", "--feature", 1]):
         status, _out, err = lensae(*command)
-        assert status == 2 and "'parts' is unfinished" in err and "go on with" in err, err
+        assert status == 2 and "'parts' is unfinished" in err and "resume with" in err, err

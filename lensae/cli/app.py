@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
+from lensae.cli import (
+    collect,
+    corpus,
+    doctor,
+    evaluate,
+    experiment,
+    features,
+    index,
+    plugins,
+    steer,
+    store,
+    survey,
+    train,
+)
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.stages.shared.processes import current, leave
 
@@ -31,14 +44,16 @@ class Group(TyperGroup):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             kept = {
                 "collect": "whole shards are kept; the same command goes on from there",
                 "train": "checkpoint kept; the same command goes on from there",
                 "experiment": "what is done is kept; the same command goes on from there",
             }
-            raise Interrupted("stopped", kept.get(ctx.invoked_subcommand or "", "")) from None
+            raise Interrupted("stopped", str(interrupt) or kept.get(ctx.invoked_subcommand or "", "")) from None
 
+
+READERS = plugins.listing("Readers: by the ending of a file, or READER:NAME", "corpus.readers")
 
 app = typer.Typer(
     cls=Group,
@@ -72,13 +87,13 @@ def options(
         os.environ["LENSAE_DEBUG"] = "1"
 
 
-app.command("collect", epilog=collect.EXAMPLES)(collect.command)
-app.command("survey", epilog=survey.EXAMPLES)(survey.command)
-app.command("train", epilog=train.EXAMPLES)(train.command)
+app.command("collect", epilog=collect.EXAMPLES, cls=READERS)(collect.command)
+app.command("survey", epilog=survey.EXAMPLES, cls=READERS)(survey.command)
+app.command("train", epilog=train.EXAMPLES, cls=plugins.listing("Architectures", "sae.architectures"))(train.command)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
 app.command("index", epilog=index.EXAMPLES)(index.command)
 app.add_typer(features.app, name="features")
-app.command("steer", epilog=steer.EXAMPLES)(steer.command)
+app.command("steer", epilog=steer.EXAMPLES, cls=plugins.listing("Operations", "steering.operations"))(steer.command)
 app.add_typer(corpus.app, name="corpus")
 app.add_typer(store.app, name="store")
 app.command("experiment", epilog=experiment.EXAMPLES)(experiment.command)

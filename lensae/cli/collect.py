@@ -28,7 +28,7 @@ def command(
         list[str] | None, typer.Option(help="TransformerLens hook or pattern; repeatable. Default: middle residual.")
     ] = None,
     corpus: Annotated[
-        str, typer.Option(help="Shipped corpus; .txt, .jsonl, .csv, .parquet file; hf:<dataset>; - for standard input.")
+        str, typer.Option(help="Shipped corpus; file, or READER:NAME, for a reader listed below; - for standard input.")
     ] = "themes",
     generate: Annotated[bool, typer.Option(help="Continue each prompt, or only read the text.")] = True,
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt in the model's chat template.")] = False,

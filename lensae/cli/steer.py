@@ -24,7 +24,7 @@ def command(
             help="Strength, in multiples of the feature's maximum over the set; repeat to compare. Default 1."
         ),
     ] = None,
-    op: Annotated[str, typer.Option(help="clamp, add or ablate.")] = "clamp",
+    op: Annotated[str, typer.Option(help="Operation, one of those listed below.")] = "clamp",
     prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; repeat for several.")] = None,
     positions: Annotated[str, typer.Option(help="all or generated: the tokens that are edited.")] = "all",
     seed: Annotated[int, typer.Option(help="Of sampling, the same for every condition.")] = 0,
@@ -47,7 +47,7 @@ def command(
 
     options = SteerOptions(
         feature,
-        tuple(scale or (1.0,)) if op != "ablate" else (1.0,),
+        tuple(scale or (1.0,)),
         op,
         tuple(prompt or DEFAULT_PROMPTS),
         positions,

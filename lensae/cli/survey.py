@@ -17,7 +17,7 @@ def command(
         typer.Argument(help="smollm2-135m (embedded, the default), a hub id, a model directory or a .gguf file."),
     ] = None,
     corpus: Annotated[
-        str, typer.Option(help="Shipped corpus; .txt, .jsonl, .csv, .parquet file; hf:<dataset>; - for standard input.")
+        str, typer.Option(help="Shipped corpus; file, or READER:NAME, for a reader listed below; - for standard input.")
     ] = "themes",
     max_tokens: Annotated[int, typer.Option(help="How much of the corpus to read, from its start.")] = 4000,
     as_json: JsonOption = False,

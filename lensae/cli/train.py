@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from lensae.cli.options import JsonOption, SetOption, command_line, examples
-from lensae.core import registry
 
 EXAMPLES = examples(
     "train",
@@ -19,23 +18,23 @@ EXAMPLES = examples(
     "train --recipe my-recipe.toml",
 )
 
-FAMILIES = ", ".join(registry.names("sae.architectures"))
-APART = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")  # what does not belong in a recipe
+NOT_IN_RECIPE = ("recipe", "shard_features", "name", "index", "wandb", "set_name", "as_json")
 
 
 def command(
-    arch: Annotated[list[str] | None, typer.Option(help=f"One of {FAMILIES}. Default topk. *")] = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Architecture, one of those listed below. Default topk. *")
+    ] = None,
     width: Annotated[
         list[float] | None, typer.Option(help="Features, as a multiple of d_model. Default: from the set's size. *")
     ] = None,
-    k: Annotated[
-        list[int] | None, typer.Option(help="Active features per token (the topk families). Default 32. *")
-    ] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Active features per token. Default 32. *")] = None,
     l1: Annotated[
-        list[float] | None, typer.Option(help="Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1. *")
+        list[float] | None,
+        typer.Option(help="Weight of the sparsity penalty, where the architecture has one. Default 0.1. *"),
     ] = None,
     target_l0: Annotated[
-        list[float] | None, typer.Option(help="Active features per token to aim at (jumprelu, in place of --l1). *")
+        list[float] | None, typer.Option(help="Active features per token to aim at, in place of --l1 and --k. *")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the rows. Default: about 1.5 M tokens in all.")
@@ -57,6 +56,7 @@ def command(
         bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
+    index: Annotated[bool, typer.Option("--index/--no-index", help="Index the features at the end.")] = True,
     wandb: Annotated[
         bool, typer.Option("--wandb", help="Log the measurements to Weights & Biases too, under the project lensae.")
     ] = False,
@@ -66,15 +66,16 @@ def command(
     """Train sparse autoencoders on an activation set, streaming from its shards.
 
     A tenth of the prompts is held out whole; training stops early when those stop improving; the best weights are
-    kept, in the layout that SAELens loads. An interrupted training goes on when the same command is given again.
+    kept, in the layout that SAELens loads, and their features indexed. An interrupted training is resumed by the same
+    command.
 
     Several processes train together under torchrun: torchrun --nproc-per-node 2 main.py train ... Each learns from its
-    part of every batch; with --shard-features each holds its part of the features, for SAEs too wide for one device.
-    Either way the SAE is the one that a single process trains, but for rounding.
+    rows of every batch; with --shard-features each has some of the features, for SAEs too wide for one device.
+    Either way the SAE is the one that a single process trains, except for rounding.
 
     Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
     """
-    given = {key: value for key, value in locals().items() if key not in APART}
+    given = {key: value for key, value in locals().items() if key not in NOT_IN_RECIPE}
     from contextlib import ExitStack
 
     from lensae.core.recipe import load_sweep
@@ -86,9 +87,9 @@ def command(
     with ExitStack() as stack:
         watcher = live = stack.enter_context(view.LiveTraining())
         if wandb:
-            from lensae.stages.train.wandb import Logged
+            from lensae.stages.train.wandb import WandbWatcher
 
-            watcher = stack.enter_context(Logged(live, live.say))
+            watcher = stack.enter_context(WandbWatcher(live, live.say))
         if len(settings) > 1:
             from lensae.stages.train.sweep import sweep as run
             from lensae.views import sweep as view
@@ -96,8 +97,8 @@ def command(
             from lensae.stages.train.run import train as run
 
             settings = settings[0]
-        report = run(settings, set_name, name, watcher, command_line(), shard_features)
-    if report is None:  # another process tells
+        report = run(settings, set_name, name, watcher, command_line(), shard_features, index)
+    if report is None:  # the first process reports
         return
     if as_json:
         view.as_json(report)

@@ -36,8 +36,8 @@ def _facts(entry: SetEntry) -> dict:
         "dtype": manifest.dtype,
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "completed_at": entry.completed_at,
-        "saes": [sae.name for sae in list_saes(entry) if sae.completed_at],
-        "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.completed_at],
+        "saes": [sae.name for sae in list_saes(entry) if sae.is_finished],
+        "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.is_finished],
     }
 
 
