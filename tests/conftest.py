@@ -163,7 +163,7 @@ def one_thread():
 def toy(store) -> Path:
     """A store with one made-up set of 1,000 rows."""
     from helpers import HOOK, write_set
-    from toys import made
+    from training_helpers import made
 
     return write_set(store / "toy" / HOOK, made(), dtype="float32", shard_rows=300)
 
@@ -180,7 +180,7 @@ def folder(store) -> Path:
 def written(request, folder) -> list:
     """The documents of a set of several shards."""
     from helpers import write_set
-    from made_sets import made
+    from store_helpers import made
 
     from lensae.core.paths import find_set
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption
 
-app = typer.Typer(no_args_is_help=True, help="Look at corpora.")
+app = App(no_args_is_help=True, help="Look at corpora.")
 
 
 @app.callback()

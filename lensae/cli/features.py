@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption, SaeOption, SetOption
 
-app = typer.Typer(no_args_is_help=True, help="Look features up: activations, tokens, text.")
+app = App(no_args_is_help=True, help="Look features up: activations, tokens, text.")
 FeatureArgument = Annotated[int, typer.Argument(help="The feature's number.")]
 
 

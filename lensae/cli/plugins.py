@@ -1,29 +1,39 @@
-"""Commands whose help lists plug-ins, which are looked for only when the help is asked for."""
+"""Help that lists plug-ins, which are looked for only when it is asked for."""
 
 from __future__ import annotations
 
-from rich.markup import escape
-from typer.core import TyperCommand
+from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from typer.rich_utils import STYLE_COMMANDS_PANEL_BORDER, STYLE_COMMANDS_TABLE_FIRST_COLUMN
+
+from lensae.cli.help import Command
 from lensae.core import registry
 
 
-def listing(title: str, package: str) -> type[TyperCommand]:
-    """A kind of command whose help ends with the plug-ins of `package`, a line for each, below `title`."""
+def listing(title: str, package: str) -> type[Command]:
+    """A kind of command whose help ends with a panel of the plug-ins of `package`, a line for each."""
 
-    class CommandWithPlugins(TyperCommand):
-        def format_help(self, ctx, formatter) -> None:
-            """The help of the command, with the plug-ins before its examples."""
-            lines = [f"[bold]{title}[/]", *_described(package)]
-            examples, self.epilog = self.epilog, "\n\n".join([*lines, " ", self.epilog or ""])
+    class CommandWithPlugins(Command):
+        """A command with such help."""
+
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            """The help of any command, and the panel."""
             super().format_help(ctx, formatter)
-            self.epilog = examples
+            Console(highlight=False).print(_panel(title, package))
 
     return CommandWithPlugins
 
 
-def _described(package: str) -> list[str]:
-    """The name of every plug-in with its own words about itself."""
-    names = registry.names(package)
-    width = max(map(len, names))
-    return [f"[cyan]{name:<{width}}[/]  {escape(registry.summary(package, name))}" for name in names]
+def _panel(title: str, package: str) -> Panel:
+    """The name of every plug-in and the first sentence of its documentation, as Typer lists commands."""
+    table = Table(box=None, show_header=False, padding=(0, 1), expand=True)
+    table.add_column(style=STYLE_COMMANDS_TABLE_FIRST_COLUMN, no_wrap=True)
+    table.add_column(ratio=1)
+    for name in registry.names(package):
+        table.add_row(name, Text(registry.summary(package, name)))
+    return Panel(table, title=title, title_align="left", border_style=STYLE_COMMANDS_PANEL_BORDER, box=box.ROUNDED)

@@ -9,24 +9,40 @@ The current SAE is the one whose training finished last, or that a sweep chose l
 when it was chosen, and a training that finishes later takes its place. The current set is the one of the current SAE,
 or for commands that need no SAE the one whose collection finished last.
 
-The store is `./store`, or what LENSAE_STORE names.
+The store is the one that `use_store` names, else what LENSAE_STORE names, else `./store`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.core.errors import UserError, nearest
 from lensae.core.manifest import Manifest, read_manifest
+from lensae.core.program import command
 from lensae.core.training_record import SWEEP, TRAINING, TrainingRecord, read_sweep, read_training
+
+_store: ContextVar[Path | None] = ContextVar("store", default=None)
+
+
+@contextmanager
+def use_store(path: Path) -> Iterator[None]:
+    """The store is the folder `path` until the end, in this thread."""
+    token = _store.set(path)
+    try:
+        yield
+    finally:
+        _store.reset(token)
 
 
 def store_root() -> Path:
     """The folder that holds every activation set."""
-    return Path(os.environ.get("LENSAE_STORE", "store"))
+    return _store.get() or Path(os.environ.get("LENSAE_STORE", "store"))
 
 
 def free_bytes() -> int:
@@ -129,15 +145,15 @@ def find_set(name: str | None = None) -> SetEntry:
     entry = _named_set(name) if name else _latest_set()
     if not entry.completed_at:
         passes = entry.manifest.passes
-        command = passes[-1].command if passes else "python main.py collect"
-        raise UserError(f"the activation set {entry.name} is unfinished", f"resume with: {command}")
+        resume = passes[-1].command if passes else command("collect")
+        raise UserError(f"the activation set {entry.name} is unfinished", f"resume with: {resume}")
     return entry
 
 
 def _latest_set() -> SetEntry:
     entries = list_sets()
     if not entries:
-        raise UserError(f"there is no activation set in {store_root()}/", "make one with: python main.py collect")
+        raise UserError(f"there is no activation set in {store_root()}/", f"make one with: {command('collect')}")
     return entries[-1]
 
 
@@ -151,7 +167,7 @@ def _named_set(name: str) -> SetEntry:
     if matches:
         raise UserError(f"'{name}' means several sets", "say which: " + ", ".join(e.name for e in matches))
     names = [e.name for e in entries]
-    hint = nearest(name, names) or "python main.py store list shows what there is"
+    hint = nearest(name, names) or f"{command('store list')} shows every set"
     raise UserError(f"no activation set named '{name}'", hint)
 
 
@@ -187,10 +203,10 @@ def find_sae(entry: SetEntry, name: str | None = None) -> SaeEntry:
     if not finished:
         if saes:
             record = saes[-1].training
-            command = (record and record.command) or "python main.py train"
-            raise UserError(f"SAE '{saes[-1].name}' is unfinished", f"resume with: {command}")
+            resume = (record and record.command) or command("train")
+            raise UserError(f"SAE '{saes[-1].name}' is unfinished", f"resume with: {resume}")
         what = f"no SAE has been trained on {entry.name}"
-        raise UserError(what, f"train one with: python main.py train --set {entry.name}")
+        raise UserError(what, f"train one with: {command(f'train --set {entry.name}')}")
     return finished[-1]
 
 
@@ -200,7 +216,7 @@ def _is_sae(folder: Path) -> bool:
 
 def _no_such_sae(name: str, saes: list[SaeEntry]) -> list[SaeEntry]:
     names = [sae.name for sae in saes]
-    hint = nearest(name, names) or ("choose " + ", ".join(names) if names else "train one: python main.py train")
+    hint = nearest(name, names) or ("known: " + ", ".join(names) if names else f"train one: {command('train')}")
     raise UserError(f"no SAE named '{name}'", hint)
 
 

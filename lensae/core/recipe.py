@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.core.errors import UserError, nearest
+from lensae.core.program import command
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def load_train(path: Path | None, **given) -> TrainRecipe:
     recipes = load_sweep(path, **given)
     if len(recipes) > 1:
         raise UserError(
-            f"{path} describes {len(recipes)} SAEs", f"train them with: python main.py train --recipe {path}"
+            f"{path} describes {len(recipes)} SAEs", f"train them with: {command(f'train --recipe {path}')}"
         )
     return recipes[0]
 

@@ -60,8 +60,9 @@ def _convert(file: Path, target: Path) -> None:
     """Dequantize to float32 with transformers' own reader and save as safetensors."""
     import torch
 
-    from lensae.model.quiet import transformers
+    from lensae.model.quiet import silenced_transformers
 
+    transformers = silenced_transformers()
     folder, name = str(file.parent), file.name
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lensae.core.program import command, join
 from lensae.stages.survey import Block
 
 COLUMNS = ("block", "norm", "mean |x|", "max |x|", "sum |x|", "top 1", "top 10", "kurtosis", "of float16", "eff. rank")
@@ -60,7 +59,7 @@ def _cells(block: Block) -> tuple[str, ...]:
 
 def next_command(choice, model: str | None, corpus: str) -> str:
     """The collection that the choice asks for."""
-    words = ["python", "main.py", "collect", *([model] if model else []), "--hook", choice.hook]
+    words = ["collect", *([model] if model else []), "--hook", choice.hook]
     words += ["--corpus", corpus] if corpus != "themes" else []
     words += ["--dtype", choice.dtype] if choice.dtype != "float16" else []
-    return shlex.join(words)
+    return command(join(words))

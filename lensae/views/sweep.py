@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lensae.core.program import command
 from lensae.stages.train.pareto import Point
 from lensae.stages.train.sweep import SweepReport
 from lensae.views import index as index_view
@@ -47,7 +48,7 @@ def show(console: Console, report: SweepReport) -> None:
             index_view.show(console, report.index, next_step=False)
         for path in plots(report):
             console.print(f"[dim]plot[/] {path}", soft_wrap=True)
-        console.print("[dim]next:[/] python main.py features list --sort label", soft_wrap=True)
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}", soft_wrap=True)
 
 
 def plots(report: SweepReport) -> list[Path]:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lensae.core.program import command
 from lensae.stages.train.watcher import Watcher
 from lensae.views import index as index_view
 from lensae.views.console import err, print_json
@@ -173,7 +174,7 @@ def show(console, report, next_step: bool = True) -> None:
     for path in of_training(report):
         console.print(f"[dim]figure[/] {path}", soft_wrap=True)
     if next_step:
-        console.print("[dim]next:[/] python main.py evaluate, python main.py features list --sort label")
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}")
 
 
 def as_json(report) -> None:

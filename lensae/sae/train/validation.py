@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lensae.core.errors import LensaeError
+from lensae.core.program import command
 from lensae.sae.distributed.process_group import ProcessGroup
 from lensae.sae.metrics.histogram import counted
 from lensae.sae.metrics.reconstruction import Accumulator, Reconstruction
@@ -29,7 +30,7 @@ def tensors(batch: Batch, device: str | torch.device = "cpu") -> list[torch.Tens
     """Input rows, and target rows if there are any, on the device; raises NotFinite when they are no numbers."""
     rows = [torch.from_numpy(rows_BD) for rows_BD in (batch if isinstance(batch, tuple) else (batch,))]
     if not all(math.isfinite(float(rows_BD.sum())) for rows_BD in rows):
-        raise NotFinite("the activations are not finite", "python main.py store verify")
+        raise NotFinite("the activations are not finite", command("store verify"))
     if torch.device(device).type == "cuda":
         rows = [rows_BD.pin_memory().to(device, non_blocking=True) for rows_BD in rows]
     return rows

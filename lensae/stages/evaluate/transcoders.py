@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lensae.core.errors import UserError
 from lensae.core.paths import SaeEntry, SetEntry, find_set
+from lensae.core.program import command
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import SetReader
 
@@ -51,6 +52,6 @@ def check_order(model, reader: SetReader, target: SetReader) -> None:
     if order.index(read) > order.index(predicted):
         raise UserError(
             f"the transcoder reads {read}, which the model computes after {predicted}, what it predicts",
-            f"train one the other way round: python main.py train --set {target.entry.name} "
-            f"--target {reader.entry.name}",
+            "train one the other way round: "
+            + command(f"train --set {target.entry.name} --target {reader.entry.name}"),
         )

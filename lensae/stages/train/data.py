@@ -14,6 +14,7 @@ import numpy as np
 
 from lensae.core.errors import LensaeError, UserError
 from lensae.core.paths import SetEntry, find_set
+from lensae.core.program import command
 from lensae.core.recipe import TrainRecipe
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import Selection, SetReader, Split
@@ -75,7 +76,7 @@ class TrainingData:
             if count:
                 what = f"{count:,} rows of {reader.entry.name} are not finite, the first is {first}"
                 return LensaeError(
-                    what, f"collect it again, or repair it: python main.py store repair {reader.entry.name}"
+                    what, f"collect it again, or repair it: {command(f'store repair {reader.entry.name}')}"
                 )
         return error
 
@@ -107,6 +108,6 @@ def open_data(recipe: TrainRecipe, set_name: str | None) -> TrainingData:
         documents = split.training.documents + split.heldout.documents
         raise UserError(
             f"{reader.entry.name} has too few documents to hold some out ({documents} with rows)",
-            "collect from at least two prompts: python main.py collect",
+            f"collect from at least two prompts: {command('collect')}",
         )
     return TrainingData(reader, target, split, recipe.seed)

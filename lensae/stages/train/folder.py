@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from lensae.core.durable import clear_partials, write_json
 from lensae.core.errors import LensaeError, UserError
 from lensae.core.paths import SaeEntry, SetEntry
+from lensae.core.program import command
 from lensae.core.training_record import TRAINING, TrainingRecord, read_training
 
 
@@ -77,7 +78,7 @@ def unfinished(sae: SaeEntry) -> dict:
         "step": 0,
         "steps": None,
         "running": _is_locked(sae.path),
-        "command": recorded or "python main.py train",
+        "command": recorded or command("train"),
     }
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
         with safe_open(checkpoint_of(sae.path), "numpy") as file:
@@ -137,5 +138,5 @@ def _name_in_use(path: Path, entry: SetEntry) -> UserError:
         return UserError(f"there is already an SAE '{path.name}' in {entry.name}", "give another --name, or remove it")
     return UserError(
         f"'{path.name}' in {entry.name} is an unfinished training with other settings or other rows",
-        f"resume with: {recorded.command or 'python main.py train'}; or give another --name",
+        f"resume with: {recorded.command or command('train')}; or give another --name",
     )

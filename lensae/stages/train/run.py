@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.core.paths import SaeEntry
+from lensae.core.program import command as command_for
 from lensae.core.recipe import TrainRecipe
 from lensae.stages import index as feature_index
 from lensae.stages.shared.interrupts import requested
@@ -73,7 +74,7 @@ def build_index(data: TrainingData, sae: SaeEntry, watcher: Watcher | None) -> f
     try:
         return feature_index.build(str(data.entry.path), str(sae.path), progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{sae.name} is trained; its index is finished by: python main.py index") from None
+        raise KeyboardInterrupt(f"{sae.name} is trained; finish its index with: {command_for('index')}") from None
 
 
 def train_all(

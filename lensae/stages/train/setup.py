@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensae.core import registry
+from lensae.core import program, registry
+from lensae.core.device import AUTO, current_device, requested_device
+from lensae.core.errors import UserError
 from lensae.core.paths import SetEntry, safe_name
 from lensae.core.recipe import TrainRecipe
 from lensae.core.training_record import TrainingRecord
@@ -97,8 +99,6 @@ def _restored(
     group: ProcessGroup,
 ) -> Training:
     """The training as it begins, or as its checkpoint left it."""
-    import torch
-
     from lensae.sae.train import checkpoint
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import explain
@@ -110,9 +110,7 @@ def _restored(
     def make_trainer(window: int):
         return family.Trainer(data.reader.width, plan.d_sae, resolved, window, data.d_out, group)
 
-    # Several processes exchange what is in the memory of the CPU.
-    device = "cuda" if group.is_single and torch.cuda.is_available() else "cpu"
-    run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, device)
+    run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, _device(group))
     checkpoint.load(run)
     return Training(
         name=path.name,
@@ -125,6 +123,15 @@ def _restored(
         sparsity=family.Trainer.sparsity(resolved),
         reasons=tuple(explain(record.recipe, plan, data.reader.width)),
     )
+
+
+def _device(group: ProcessGroup) -> str:
+    """The device to train on; several processes exchange what is in the memory of the CPU."""
+    if group.is_single:
+        return current_device()
+    if requested_device() not in (AUTO, "cpu"):
+        raise UserError("several processes train on the CPU only", "leave --device out, or start one process")
+    return "cpu"
 
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
@@ -143,8 +150,8 @@ def _resume_command(command: str | None, entry: SetEntry, recipe: TrainRecipe, n
     """
     if command:
         return command if " --set" in command else f"{command} --set {shlex.quote(entry.name)}"
-    default, words = TrainRecipe(), ["python", "main.py", "train", "--set", entry.name]
+    default, words = TrainRecipe(), ["train", "--set", entry.name]
     for option in OPTIONS:
         if getattr(recipe, option) != getattr(default, option):
             words += ["--" + option.replace("_", "-"), str(getattr(recipe, option))]
-    return shlex.join(words + (["--name", name] if name else []))
+    return program.command(program.join(words + (["--name", name] if name else [])))

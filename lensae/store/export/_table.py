@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lensae.core.errors import DamagedError
+from lensae.core.program import command
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
@@ -43,7 +44,7 @@ class Column:
             file.write(np.ascontiguousarray(piece, self.dtype).tobytes())
             left -= piece.size * self.dtype.itemsize
         if left:
-            raise DamagedError("the shards do not hold what they say", "python main.py store verify names every fault")
+            raise DamagedError("the shards do not hold what they say", f"{command('store verify')} names every fault")
 
 
 class Table:

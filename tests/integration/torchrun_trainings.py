@@ -1,4 +1,4 @@
-"""Run under torchrun by test_ranks.py: trains what a JSON file says, as one of several processes.
+"""Run under torchrun by test_torchrun_training.py: trains what a JSON file says, as one of several processes.
 
 {"set": name, "by_feature": bool, "trainings": [[{recipe}, name], ...]}
 """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import HOOK, document, documents, write_set, writer
-from made_sets import expected, made, opened, same
+from store_helpers import expected, made, opened, same
 
 from lensae.core.durable import new_file
 from lensae.core.errors import DamagedError, UserError
@@ -22,7 +22,7 @@ from lensae.core.paths import find_set
 from lensae.store.export import export, format_of
 from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FORMATS = (".npz", ".safetensors", "")
 
 

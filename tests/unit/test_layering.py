@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lensae"
 DOMAINS = {"corpus", "model", "store", "sae", "index", "steering", "interpret"}
 # What each room may import beside itself; cli may import everything.

@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers import HOOK, write_set
 from safetensors.numpy import load_file
-from toys import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
+from training_helpers import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
 
 from lensae.core.recipe import TrainRecipe
 from lensae.sae import kernels
@@ -25,7 +25,7 @@ from lensae.sae.distributed.process_group import ProcessGroup
 from lensae.sae.formats.saelens import WEIGHTS
 from lensae.stages.train.run import train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # 63 features: two processes cannot have as many; and eight of them at once, learning fast, so that some die so early.
 SHORT = replace(SMALL, epochs=2, width=63 / 16, k=8, lr=2e-2)
 FAMILIES = {
@@ -117,7 +117,7 @@ def trained_by(place: Path, prefix: str, by_feature: bool) -> None:
     wanted = recipes() if not by_feature else evenly_batched()
     trainings = [[asdict(recipe), f"{prefix}-{name}"] for name, recipe in wanted.items()]
     place.write_text(json.dumps({"set": f"toy/{HOOK}", "by_feature": by_feature, "trainings": trainings}))
-    finish(torchrun("tests/together.py", place))
+    finish(torchrun("tests/integration/torchrun_trainings.py", place))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=300)
     assert process.returncode and not out and "resuming at step" in err and "unexpected" not in err, err
-    assert err.count("the same command goes on from there") == 1, err
+    assert err.count("run the same command again to resume") == 1, err
     out, err = finish(torchrun(*command))
     assert "resuming at step" in err and json.loads(out)["sae"] == "long"
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
@@ -232,7 +232,7 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     until_step(checkpoint, 5, process)
     process.send_signal(signal.SIGTERM)
     _out, err = process.communicate(timeout=300)
-    assert process.returncode and err.count("the same command goes on from there") == 1, err
+    assert process.returncode and err.count("run the same command again to resume") == 1, err
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "wide", Stops(10))
     out, err = finish(torchrun(*command))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import HOOK, write_set
-from toys import SMALL, broken_after
+from training_helpers import SMALL, broken_after
 
 from lensae.core.errors import LensaeError, UserError
 from lensae.core.paths import read_set

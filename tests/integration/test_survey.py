@@ -153,7 +153,7 @@ def stream_by_hand(folder: Path, block: int, most: int) -> np.ndarray:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    path = Path(__file__).resolve().parents[1] / "corpora" / "themes.jsonl"
+    path = Path(__file__).resolve().parents[2] / "corpora" / "themes.jsonl"
     rows, left = [], most
     for line in path.read_text().splitlines():
         ids = tokenizer(json.loads(line)["text"], add_special_tokens=False).input_ids[:left]

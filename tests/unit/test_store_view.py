@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers import document, documents, write_set
-from made_sets import expected, made, opened
+from store_helpers import expected, made, opened
 
 from lensae.core.paths import find_set
 from lensae.store.schema import ROW_COLUMNS, TEXT_COLUMNS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import HOOK, documents, write_set
-from toys import Stops
+from training_helpers import Stops
 
 from lensae.core.errors import UserError
 from lensae.core.paths import find_pair, find_sae, find_set
@@ -41,22 +41,22 @@ def test_the_list_shows_it_as_unfinished(lensae, toy):
     assert status == 0 and line.split() == ["SAE", "parts", "unfinished"]
     assert "unfinished" not in next(line for line in out.splitlines() if "  SAE whole" in line)
     told = " ".join(out.split())
-    assert "SAE parts (step 8 of " in told and "408 tokens) is unfinished; go on with: python main.py train" in told
+    assert "SAE parts (step 8 of " in told and "408 tokens) is unfinished; resume with: lensae train" in told
     assert "--k 2" in told and "--name parts" in told
     [row] = json.loads(lensae("store", "list", "--json")[1])
     [sae] = row["unfinished_saes"]
     assert row["saes"] == ["whole"] and (sae["name"], sae["step"], sae["tokens"]) == ("parts", 8, 408)
     assert sae["steps"] > 8 and sae["running"] is False
     out = " ".join(lensae("store", "info")[1].split())
-    assert "SAE whole SAE parts (step 8 of" in out and "go on with: python main.py train" in out
+    assert "SAE whole SAE parts (step 8 of" in out and "resume with: lensae train" in out
 
 
 def test_one_that_another_process_is_at(lensae, toy):
     held = TrainingFolder(toy / "saes" / "parts")
     out = lensae("store", "list")[1]
     held.close()
-    assert "in training" in out and "go on with" not in out
-    assert "go on with" in lensae("store", "list")[1]
+    assert "in training" in out and "resume with" not in out
+    assert "resume with" in lensae("store", "list")[1]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short"])
@@ -90,7 +90,7 @@ def test_it_is_never_the_current_one(lensae, toy):
     ):
         with pytest.raises(UserError, match="'parts' is unfinished") as error:
             find_pair(*pair)
-        assert "resume with: python main.py train" in error.value.hint
+        assert "resume with: lensae train" in error.value.hint
     # Weights without the last word that they are whole, by their path.
     for name in ("cfg.json", "sae_weights.safetensors"):
         shutil.copy(toy / "saes" / "whole" / name, toy / "saes" / "parts" / name)

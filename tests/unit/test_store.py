@@ -88,7 +88,7 @@ def test_a_killed_writer_loses_at_most_its_shard(folder, store):
         "    for d in documents(1500)[w.documents_done:]: w.append(d)\n"
         "    w.finish()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     random = np.random.default_rng(0)
     kills = 0
     for _ in range(50):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_architectures import planted
+from planted_dictionary import planted
 
 from lensae.core import registry
 from lensae.core.errors import DamagedError, LensaeError, UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import HOOK, write_set
-from toys import SMALL, TARGET_HOOK, WIDTH, Stops, digest, interrupted, made, metrics, write_target
+from training_helpers import SMALL, TARGET_HOOK, WIDTH, Stops, digest, interrupted, made, metrics, write_target
 
 from lensae.core import registry
 from lensae.core.paths import find_sae, find_set, read_set

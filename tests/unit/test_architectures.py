@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from planted_dictionary import planted, train_on_rows
 
 from lensae.core import registry
 from lensae.core.errors import LensaeError, UserError
@@ -14,8 +15,6 @@ from lensae.core.recipe import TrainRecipe
 from lensae.sae import functional
 from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.kernels import reference
-from lensae.sae.train.loop import fit
-from lensae.sae.train.schedule import make_plan
 
 ARCHITECTURES = registry.names("sae.architectures")
 TARGETED = ("relu", "tied-l1", "gated")  # families whose L0 follows from a penalty
@@ -339,37 +338,6 @@ def test_more_active_features_than_there_are():
 
 # Planted truth: rows that are sums of 8 of 256 unit vectors in 64 dimensions.
 
-
-def planted(number: int, seed: int, features: int = 256, d_model: int = 64, active: int = 8):
-    """(rows, dictionary, weights of the dictionary's vectors in each row)"""
-    generator = torch.Generator().manual_seed(seed)
-    dictionary = functional.unit_rows(torch.randn(features, d_model, generator=torch.Generator().manual_seed(9)))
-    chosen = torch.rand(number, features, generator=generator).topk(active, dim=1).indices
-    strength = 1 + torch.rand(number, active, generator=generator)
-    weights = torch.zeros(number, features).scatter_(1, chosen, strength)
-    return (weights @ dictionary).numpy(), dictionary, weights
-
-
-def train(recipe: TrainRecipe, x, held, d_out: int | None = None):
-    """Through the real loop; x and held are arrays, or pairs of them."""
-    first = x[0] if isinstance(x, tuple) else x
-    plan = make_plan(recipe, len(first), first.shape[1])
-    module = registry.load("sae.architectures", recipe.arch)
-    random = np.random.default_rng(0)
-
-    def epoch(_number: int, _first: int):
-        for part in np.array_split(random.permutation(len(first)), len(first) // plan.batch):
-            yield tuple(kind[part] for kind in x) if isinstance(x, tuple) else x[part]
-
-    return fit(
-        lambda window: module.Trainer(first.shape[1], plan.d_sae, recipe, window, d_out),
-        epoch,
-        lambda: [held],
-        recipe,
-        plan,
-    )
-
-
 # Each with the least mean max cosine that is asked of it. Matryoshka's nested losses pull the first features towards
 # mixtures of the planted ones, which have no order: with as many features as there are vectors it comes to 0.81, with
 # twice as many to 0.93.
@@ -390,7 +358,8 @@ def test_planted_directions_are_found(arch, settings, least):
     """And as many features fire as were asked for, within 5 %."""
     x, dictionary, _weights = planted(24_000, 1)
     held, *_ = planted(2_000, 2)
-    result = train(TrainRecipe(arch=arch, **{"k": 8, "batch": 256, "width": 4, "epochs": 25, **settings}), x, held)
+    recipe = TrainRecipe(arch=arch, **{"k": 8, "batch": 256, "width": 4, "epochs": 25, **settings})
+    result = train_on_rows(recipe, x, held)
     sae = result.sae({})
     best = (dictionary @ sae.W_dec.T).max(dim=1).values.mean()
     assert best >= least, f"mean max cosine {best:.3f}"
@@ -407,7 +376,7 @@ def test_transcoders_learn_a_map(arch):
     settings = {"target_l0": 8} if arch in TARGETED else {}
     recipe = TrainRecipe(arch=arch, k=8, lr=3e-3, epochs=12, batch=256, **settings)
     target, held_target = (weights @ outputs).numpy(), (held_weights @ outputs).numpy()
-    result = train(recipe, (x, target), (held, held_target), d_out=40)
+    result = train_on_rows(recipe, (x, target), (held, held_target), d_out=40)
     sae = result.sae({})
     predicted = sae.decode(sae.encode(torch.from_numpy(held))).numpy()
     explained = 1 - ((predicted - held_target) ** 2).sum() / ((held_target - held_target.mean(0)) ** 2).sum()
@@ -419,5 +388,5 @@ def test_transcoders_learn_a_map(arch):
 def test_same_seed_same_weights(arch):
     x, *_ = planted(2_000, 3)
     recipe = TrainRecipe(arch=arch, width=2, k=4, epochs=2, batch=256)
-    first, second = (train(recipe, x, x[:200]).trainer.state_dict() for _ in range(2))
+    first, second = (train_on_rows(recipe, x, x[:200]).trainer.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from helpers import HOOK, documents, write_set, writer
-from made_sets import made
+from store_helpers import made
 
 from lensae.core.locks import WriterLock
 from lensae.core.paths import find_set, list_sets

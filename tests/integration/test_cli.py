@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import shell
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     [],
     ["collect"],

@@ -29,7 +29,7 @@ from lensae.store.shard import Shard, convert, image
 from lensae.store.verify import verify
 from lensae.store.view import write_view
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ATTRS = {"pass": 0, "first_document": 0}
 LAYOUTS = [None, *COMPRESSIONS]
 FLETCHER32 = 3

@@ -18,7 +18,7 @@ from lensae.core.paths import SetEntry, find_set, read_set
 from lensae.store.reader import SetReader
 from lensae.store.verify import verify
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOOK = "blocks.4.hook_resid_post"
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import HOOK, documents, write_set
-from toys import Stops
+from training_helpers import Stops
 
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.train.run import train

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers import document, write_set
-from toys import SMALL, WIDTH, Stops, digest, interrupted, metrics
+from training_helpers import SMALL, WIDTH, Stops, digest, interrupted, metrics
 
 from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.paths import find_sae, find_set
@@ -21,7 +21,7 @@ from lensae.sae.formats.saelens import WEIGHTS
 from lensae.stages.train.run import train
 from lensae.stages.train.watcher import Watcher
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -91,13 +91,13 @@ def test_an_unfinished_training_is_no_sae(toy, lensae):
     interrupted(SMALL, 20, "parts")
     with pytest.raises(UserError, match="'parts' is unfinished") as error:
         find_sae(find_set(), "parts")
-    assert error.value.hint.startswith("resume with: python main.py train") and "--name parts" in error.value.hint
+    assert error.value.hint.startswith("resume with: lensae train") and "--name parts" in error.value.hint
     for command in (["evaluate"], ["index"], ["features", "top", 1]):
         status, _out, err = lensae(*command, "--set", "toy", "--sae", "parts")
         assert status == 2 and "unfinished" in err and len(err.strip().splitlines()) == 2, err
     with pytest.raises(UserError, match="unfinished training with other settings") as error:
         train(replace(SMALL, k=5), name="parts")
-    assert "resume with: python main.py train" in error.value.hint
+    assert "resume with: lensae train" in error.value.hint
     assert train(SMALL, name="parts").sae.completed_at
 
 

@@ -264,7 +264,7 @@ def test_unknown_model_fails_at_once_and_helps(name, tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=Path(__file__).resolve().parents[2],
     )
     assert done.returncode == 2, done.stderr
     assert time.monotonic() - started < 5 + 2, "the machine may be slow, the network must not be waited for"

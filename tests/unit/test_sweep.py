@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import SMALL, Stops, broken_after, digest, metrics
+from training_helpers import SMALL, Stops, broken_after, digest, metrics
 
 from lensae.core.errors import UserError
 from lensae.core.recipe import load_sweep, load_train
-from lensae.stages.train.run import train
 from lensae.stages.train.pareto import Point, choose_winner, mark_front
+from lensae.stages.train.run import train
 from lensae.stages.train.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,7 +130,9 @@ def test_the_front_and_the_winner():
             for l0, ev in zip(random.permutation(40)[:12] + 1, random.random(12), strict=True)
         ]
         assert {p.name for p in mark_front(points) if p.front} == on_front_by_definition(points)
-    chosen, rule = choose_winner(mark_front([point(8, 0.5), point(16, 0.75), point(32, 0.8), point(64, 0.82), point(20, 0.6)]))
+    chosen, rule = choose_winner(
+        mark_front([point(8, 0.5), point(16, 0.75), point(32, 0.8), point(64, 0.82), point(20, 0.6)])
+    )
     assert chosen.l0 == 16 and "bend" in rule
     chosen, rule = choose_winner(mark_front([point(32, 0.5), point(32.5, 0.6), point(33, 0.55)]))
     assert chosen.l0 == 32.5 and "much the same L0" in rule

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import shell
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 BAD_INPUT = [
     (["features", "top", 99999], "no feature 99999"),
