@@ -201,8 +201,8 @@ def steer(
     """Change a feature while the model writes, and measure the texts beside the unsteered ones and two controls.
 
     `scales` are multiples of the feature's maximum over the set, `operation` is one that `lensae steer --help` lists,
-    `positions` "all" or "generated". The report's `baseline`, `steered` (one for each scale) and `controls` have the `texts`, one
-    for each of its `prompts`. Raises UserError for a feature that does not exist or never fires.
+    `positions` "all" or "generated". The report's `baseline`, `steered` (one for each scale) and `controls` have the
+    `texts`, one for each of its `prompts`. Raises UserError for a feature that does not exist or never fires.
     """
     from lensae.stages.steer.options import DEFAULT_PROMPTS, SteerOptions
     from lensae.stages.steer.run import steer as run

@@ -38,3 +38,10 @@ def peak_memory() -> int:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory() -> int:
+    """The memory of this machine in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

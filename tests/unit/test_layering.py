@@ -121,7 +121,10 @@ LIGHT = [
     ["features", "list", "--sort", "label"],
     ["features", "show", "1"],
     ["features", "top", "999999"],
+    ["train", "--help"],
     ["train", "--recipe", "no-such-file.toml"],
+    ["train", "--k", "100000"],
+    ["train", "--arch", "relu", "--target-l0", "100000"],
     ["collect", "--temperature", "-1"],
     ["collect", "--corpus", "nope"],
     ["steer", "--feature", "999999"],
@@ -141,22 +144,6 @@ def test_light_commands_never_load_torch(arguments, trained):
         [sys.executable, "-c", watch, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT
     )
     assert "HEAVY []" in done.stdout, done.stdout[-500:] + done.stderr[-500:]
-
-
-def test_plugins_are_found_by_file_name():
-    from lensae.core import registry
-
-    assert registry.names("sae.architectures") == [
-        "batchtopk",
-        "gated",
-        "jumprelu",
-        "matryoshka",
-        "relu",
-        "tied-l1",
-        "topk",
-    ]
-    assert registry.names("corpus.readers") == ["csv", "hf", "jsonl", "parquet", "txt"]
-    assert registry.names("steering.operations") == ["ablate", "add", "clamp"]
 
 
 def test_help_shows_what_is_in_brackets(lensae):

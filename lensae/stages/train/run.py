@@ -13,7 +13,7 @@ from lensae.core.program import command as command_for
 from lensae.core.recipe import TrainRecipe
 from lensae.stages import index as feature_index
 from lensae.stages.shared.interrupts import requested
-from lensae.stages.shared.processes import training_group
+from lensae.stages.shared.processes import current, training_group
 from lensae.stages.train.checks import check_recipe
 from lensae.stages.train.data import VALIDATION_ROWS, TrainingData, open_data
 from lensae.stages.train.record import finished_record, metadata, write_metrics
@@ -57,7 +57,7 @@ def train(
     Raises UserError when the recipe cannot work on the set.
     """
     data = open_data(recipe, set_name)
-    check_recipe(data, recipe)
+    check_recipe(data, recipe, current().world_size if shard_features else 1)
     with training_group(shard_features) as group:
         reports = train_all(data, [(recipe, name)], watcher, command, group)
     if not group.is_first:

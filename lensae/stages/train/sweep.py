@@ -17,7 +17,7 @@ from lensae.core.paths import SaeEntry, find_sae, safe_name
 from lensae.core.recipe import TrainRecipe
 from lensae.core.training_record import SWEEP
 from lensae.stages.index import IndexReport
-from lensae.stages.shared.processes import training_group
+from lensae.stages.shared.processes import current, training_group
 from lensae.stages.train.checks import check_recipe
 from lensae.stages.train.data import TrainingData, open_data
 from lensae.stages.train.pareto import Point, choose_winner, mark_front
@@ -81,7 +81,7 @@ def sweep(
     """
     data = open_data(recipes[0], set_name)
     for recipe in recipes:
-        check_recipe(data, recipe)
+        check_recipe(data, recipe, current().world_size if shard_features else 1)
     with training_group(shard_features) as group:
         report = _train_and_compare(data, recipes, name, watcher, command, group)
     if report is None or report.winner is None or not index:
