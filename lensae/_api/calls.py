@@ -38,7 +38,7 @@ def _library_call(store: StorePath, device: str) -> Iterator[None]:
     """Work in a store on a device, and leave the process as it was."""
     if current().world_size > 1:
         raise UserError(
-            "a call of the library is one process's work", "share work by torchrun main.py collect or train"
+            "a call of the library is one process's work", "to share work, start collect or train under torchrun"
         )
     with use_store(as_store(store).path), use_device(device), unchanged_process():
         yield

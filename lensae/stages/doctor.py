@@ -73,7 +73,7 @@ def _processor() -> list[Fact]:
     products = (
         "oneDNN" if torch.backends.mkldnn.is_available() and medium_is_exact() else blas[1] if blas else "default"
     )
-    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_gemm_supported()
+    bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return [
         Fact("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
         Fact("float32 products", f"{products} ({torch.backends.cpu.get_cpu_capability()})"),

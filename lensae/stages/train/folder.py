@@ -6,10 +6,8 @@ saes/<name>/checkpoints/        removed when the training is finished
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,24 +16,19 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lensae.core.durable import clear_partials, write_json
-from lensae.core.errors import LensaeError, UserError
+from lensae.core.errors import UserError
+from lensae.core.locks import LOCK_FILE, FolderLock, is_locked
 from lensae.core.paths import SaeEntry, SetEntry
 from lensae.core.program import command
 from lensae.core.training_record import TRAINING, TrainingRecord, read_training
 
 
 class TrainingFolder:
-    """The folder of one training, locked while this object is open; the lock ends with its process."""
+    """The folder of an SAE in training, locked until it is closed or the process ends."""
 
     def __init__(self, path: Path):
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LensaeError(f"another process is training {path}", "wait for it, or give another --name") from None
+        self._lock = FolderLock(path, activity="training", hint="wait for it, or give another --name")
 
     @property
     def checkpoint(self) -> Path:
@@ -56,10 +49,11 @@ class TrainingFolder:
 
     def close(self) -> None:
         """Release the folder."""
-        os.close(self._lock)
+        self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder and everything in it."""
+        """Release the folder and remove it with everything in it."""
+        self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -77,7 +71,7 @@ def unfinished(sae: SaeEntry) -> dict:
         "tokens": 0,
         "step": 0,
         "steps": None,
-        "running": _is_locked(sae.path),
+        "running": is_locked(sae.path),
         "command": recorded or command("train"),
     }
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -85,18 +79,6 @@ def unfinished(sae: SaeEntry) -> dict:
             run = json.loads(file.metadata()["run"])
         facts |= {"tokens": run["state"]["tokens"], "step": run["state"]["step"], "steps": run["plan"]["steps"]}
     return facts
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process has the folder locked."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(descriptor)
 
 
 def open_folder(entry: SetEntry, name: str, exact: bool, record: TrainingRecord) -> TrainingFolder:
@@ -128,7 +110,7 @@ def _is_available(path: Path, record: TrainingRecord) -> bool:
     """Whether the training of `record` may use this folder: it began in it, or the folder is empty."""
     recorded = read_training(path)
     if recorded is None:
-        return not any(path.iterdir())
+        return all(inside.name == LOCK_FILE for inside in path.iterdir())
     return not recorded.completed_at and recorded.is_same_training(record)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae import __version__
 from lensae.core.durable import write_file
@@ -15,6 +15,10 @@ from lensae.core.recipe import TrainRecipe
 from lensae.core.training_record import SetRecord, TrainingRecord
 from lensae.stages.train.data import TrainingData
 from lensae.store.writer import now
+
+if TYPE_CHECKING:
+    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.train.schedule import Plan
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -69,14 +73,14 @@ def set_record(entry: SetEntry) -> SetRecord:
     )
 
 
-def finished_record(record: TrainingRecord, data: TrainingData, plan, fit, weights: Path) -> TrainingRecord:
-    """The record of a training that is over, with its results; `weights` is the file of the saved SAE."""
+def finished_record(
+    record: TrainingRecord, data: TrainingData, plan: Plan, fit: TrainingResult, weights_sha256: str
+) -> TrainingRecord:
+    """The record of a training that is over, with its results."""
     from lensae.sae.kernels.backend import TORCH, current
 
     used = current()
     timed = {"triton": sorted(used.triton), "seconds": used.seconds, "refused": used.refused}
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return replace(
         record,
         completed_at=now(),
@@ -90,7 +94,7 @@ def finished_record(record: TrainingRecord, data: TrainingData, plan, fit, weigh
         heldout_limit=data.split.limit,
         epochs_run=max(line.epoch for line in fit.history),
         seconds=round(fit.seconds, 3),
-        weights_sha256=digest,
+        weights_sha256=weights_sha256,
     )
 
 

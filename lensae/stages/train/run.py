@@ -15,7 +15,7 @@ from lensae.stages import index as feature_index
 from lensae.stages.shared.interrupts import requested
 from lensae.stages.shared.processes import current, training_group
 from lensae.stages.train.checks import check_recipe
-from lensae.stages.train.data import VALIDATION_ROWS, TrainingData, open_data
+from lensae.stages.train.data import FINAL_ROWS, TrainingData, open_data
 from lensae.stages.train.record import finished_record, metadata, write_metrics
 from lensae.stages.train.setup import Training, open_training
 from lensae.stages.train.tensorboard import EventFile
@@ -107,11 +107,13 @@ def train_all(
         group.collectively(lambda: _check_batch(trainings))
         stack.enter_context(fast_matmul())
         stack.enter_context(use_backend(_backend(trainings, data.reader.width)))
+        validation_rows = max(training.plan.validation_rows for training in trainings)
+        sample = group.collectively(lambda: data.heldout_sample(first.plan.batch, validation_rows))
         try:
             fit_all(
                 [training.run for training in trainings],
                 data.stream(first.recipe, first.plan.batch, group),
-                data.heldout(first.plan.batch, VALIDATION_ROWS),
+                lambda: sample,
                 stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop)),
                 first.recipe.checkpoint_minutes,
             )
@@ -190,7 +192,7 @@ def _finish(
     if not folder and not group.splits_features:
         return None
     try:
-        fit = result(training.run, data.heldout(training.plan.batch))
+        fit = result(training.run, data.heldout(training.plan.batch, FINAL_ROWS))
     except OtherProcessEnded:
         raise
     except LensaeError as error:
@@ -200,10 +202,10 @@ def _finish(
     sae = fit.sae(metadata(data, training.recipe))
     if folder:
         write_metrics(folder.path / "metrics.csv", fit.history)
-    saelens.save(folder.path if folder else None, sae, group)
+    digest = saelens.save(folder.path if folder else None, sae, group)
     if not folder:
         return None
-    record = finished_record(training.record, data, training.plan, fit, folder.path / saelens.WEIGHTS)
+    record = finished_record(training.record, data, training.plan, fit, digest)
     folder.finish(record)
     entry = SaeEntry(folder.path, record)
     return TrainReport(set_name=data.entry.name, sae=entry, recipe=training.recipe, plan=training.plan, fit=fit)

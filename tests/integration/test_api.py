@@ -19,7 +19,7 @@ from lensae.core.recipe import TrainRecipe
 from lensae.stages.collect.options import CollectOptions
 from lensae.stages.steer.options import SteerOptions
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTATION = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCUMENTATION, re.DOTALL)
 NAMES = [name for name in library.__all__ if name != "__version__"]
@@ -96,7 +96,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(small_store):
         "assert len(store.sets()) == 1 and store.open().rows and lensae.UserError and lensae.collect\n"
         "assert not {'torch', 'transformers', 'transformer_lens'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(small_store.path)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code, str(small_store.path)], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_store_is_its_folder_wherever_one_is(small_store, tmp_path, monkeypatch):
@@ -171,7 +171,7 @@ def state_of_the_process() -> dict:
 
 CALLS = {
     "collect": {"generate": False, "hooks": ["blocks.2.hook_resid_post"]},
-    "train": {"width": 2, "k": 4, "epochs": 1, "name": "again"},
+    "train": {"set_name": "blocks.3.hook_resid_post", "width": 2, "k": 4, "epochs": 1, "name": "again"},
     "evaluate": {},
     "build_index": {},
     "steer": {"feature": None, "max_new_tokens": 2, "samples": 1},
