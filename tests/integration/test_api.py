@@ -33,7 +33,7 @@ def small_store(tmp_path_factory, model_dir):
     texts.write_text("\n".join(f"Text {n} is about the number {n * n}." for n in range(100)))
     store = library.Store(folder / "store")
     library.collect(store, model=model_dir("gpt2"), corpus=texts, generate=False, hooks=["blocks.3.hook_resid_post"])
-    library.train(store, width=2, k=4, epochs=1)
+    library.train(store, width=2, k=4, epochs=1, index=False)
     return store
 
 
@@ -77,7 +77,7 @@ def test_options_are_those_of_the_stage(name, record):
 
 
 def test_options_of_train_are_in_the_recipe():
-    own = {"store", "set_name", "name", "recipe", "device", "progress"}
+    own = {"store", "set_name", "name", "recipe", "index", "device", "progress"}
     given = set(inspect.signature(library.train).parameters) - own
     assert given <= {field.name for field in fields(TrainRecipe)}
 

@@ -1,6 +1,5 @@
-"""`hf:<dataset>[:config][:split]`: a Hugging Face dataset, streamed; a directory works as the dataset.
-
-The split is `train` unless it is named.
+"""`hf:DATASET[:CONFIG][:SPLIT]`: a Hugging Face dataset from the hub or a directory, streamed; the split is `train` by
+default.
 """
 
 from __future__ import annotations
