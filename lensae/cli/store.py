@@ -22,18 +22,18 @@ def list_(as_json: JsonOption = False) -> None:
     from lensae.views import store as view
     from lensae.views.console import out, print_json
 
-    found = store.rows()
+    rows = store.rows()
     if as_json:
-        print_json(found)
-    elif found:
-        view.set_list(out(), found)
+        print_json(rows)
+    elif rows:
+        view.set_list(out(), rows)
     else:
         out().print(f"nothing in {store_root()}/ yet; start with: {command('collect')}")
 
 
 @app.command("info", epilog=examples("store info", "store info smollm2-135m/blocks.15.hook_resid_post"))
 def info(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Show all there is on one set: model, versions, passes."""
+    """Show one set: its model, versions and collection passes."""
     from lensae.stages import store
     from lensae.views import store as view
     from lensae.views.console import out, print_json
@@ -60,8 +60,8 @@ def verify(name: NameArgument = None, as_json: JsonOption = False) -> None:
     faults = []
     with Watch() as watch:
         watch.start("verifying", len(entry.manifest.shards), "shards")
-        for _file, found in check.verify(entry):
-            faults += found
+        for _file, new_faults in check.verify(entry):
+            faults += new_faults
             watch.advance(1)
     if as_json:
         print_json({"set": entry.name, "faults": [asdict(fault) for fault in faults]})

@@ -18,7 +18,7 @@ def command(
     max_tokens: Annotated[int, typer.Option(help="How much of the corpus to read, from its start.")] = 4000,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the residual stream after every block in one pass over some text, and say where to hook, and why.
+    """Measure the residual stream after every block in one pass over some text, and say where to hook and why.
 
     Writes a figure (PNG) to experiments/results/.
     """

@@ -1,4 +1,4 @@
-"""GGUF files: found, and unpacked once into a safetensors directory in the user's cache."""
+"""GGUF files, unpacked once into a safetensors directory in the user's cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def embedded_file() -> Path:
 
 
 def unpacked_path(file: Path) -> Path:
-    """Where the unpacked form of `file` belongs: keyed by the file's own digest."""
+    """The folder for the unpacked form of `file`, named after the file's digest."""
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return cache_root() / "models" / f"{file.stem}-{digest[:16]}"
@@ -45,13 +45,13 @@ def unpacked_path(file: Path) -> Path:
 def unpack(file: Path) -> Path:
     """The directory of the unpacked model, made on the first call (some ten seconds) and reused afterwards.
 
-    Written beside its place and renamed, so a directory that has its name is whole. Raises LensaeError when
+    Written under a temporary name and renamed, so a directory with the final name is complete. Raises LensaeError when
     the file is not a GGUF model that transformers can read.
     """
     target = unpacked_path(file)
     if not (target / "config.json").is_file():
         print(f"unpacking {file.name} into {target} (once, about 15 s)", file=sys.stderr)
-        with Folder(target) as folder:  # when another process was quicker, its result stays and this one goes
+        with Folder(target) as folder:  # when another process finished first, its result is kept and this one dropped
             _convert(file, folder)
     return target
 
@@ -64,13 +64,13 @@ def _convert(file: Path, target: Path) -> None:
 
     folder, name = str(file.parent), file.name
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that cannot be turned off
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
         raise LensaeError(f"{file} cannot be read as a GGUF model: {error}") from error
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:  # the weights are plain float32 by now, only the mark that forbids saving is left
+    if quantizer is not None:  # the weights are float32 now; remove the mark that forbids saving
         quantizer.remove_quantization_config(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
