@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from lensae.cli.help import RUN, examples, panel
-from lensae.cli.options import CORPUS_HELP, JsonOption, ModelArgument
+from lensae.cli.options import CORPUS_HELP, DeviceOption, JsonOption, ModelArgument
 from lensae.core.program import command_line
 
 EXAMPLES = examples(
@@ -61,6 +61,7 @@ def command(
     compute_dtype: Annotated[
         str, run("float32 or bfloat16 (faster; its error is measured and shown), in the model.")
     ] = "float32",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Run a corpus through a model and keep the activation of every prompt and generated token.
@@ -70,14 +71,15 @@ def command(
 
     Options marked * may be given several times.
     """
-    given = {name: value for name, value in locals().items() if name not in ("hook", "steer", "as_json")}
+    given = {name: value for name, value in locals().items() if name not in ("hook", "steer", "device", "as_json")}
+    from lensae.core.device import use_device
     from lensae.stages.collect.run import CollectOptions, collect
     from lensae.views import collect as view
     from lensae.views.console import out
     from lensae.views.progress import Watch
 
     options = CollectOptions(hooks=tuple(hook or ()), steer=tuple(steer or ()), **given)
-    with Watch() as watch:
+    with use_device(device), Watch() as watch:
         report = collect(options, command_line(), watch)
     if report is None:  # another process reports
         return

@@ -14,4 +14,6 @@ SAE_HELP = "SAE: a name or a folder. Default: the one finished last."
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP)]
 SetOption = Annotated[str | None, typer.Option("--set", help=SET_HELP)]
 SaeOption = Annotated[str | None, typer.Option("--sae", help=SAE_HELP)]
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps. auto: a CUDA GPU if there is one, else the CPU."
+DeviceOption = Annotated[str, typer.Option("--device", help=DEVICE_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from lensae.cli.help import examples, panel
-from lensae.cli.options import SAE_HELP, SET_HELP, JsonOption
+from lensae.cli.options import SAE_HELP, SET_HELP, DeviceOption, JsonOption
 
 EXAMPLES = examples(
     "steer --feature 447 --scale 8",
@@ -29,6 +29,7 @@ def command(
     seed: Annotated[int, write("Seed of sampling, the same for every condition.")] = 0,
     set_name: Annotated[str | None, read(SET_HELP, "--set")] = None,
     sae: Annotated[str | None, read(SAE_HELP, "--sae")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Change a feature while the model writes: text side by side, measured against controls.
@@ -38,6 +39,7 @@ def command(
 
     Options marked * may be given several times.
     """
+    from lensae.core.device import use_device
     from lensae.stages.steer.options import DEFAULT_PROMPTS, SteerOptions
     from lensae.stages.steer.run import steer
     from lensae.views import steer as view
@@ -56,7 +58,7 @@ def command(
         set_name=set_name,
         sae_name=sae,
     )
-    with Watch() as watch:
+    with use_device(device), Watch() as watch:
         report = steer(options, watch)
     if as_json:
         print_json(view.as_json(report))

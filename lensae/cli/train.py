@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from lensae.cli.help import RUN, examples, panel
-from lensae.cli.options import SET_HELP, JsonOption
+from lensae.cli.options import SET_HELP, DeviceOption, JsonOption
 from lensae.core import registry
 from lensae.core.program import command_line
 
@@ -21,7 +21,7 @@ EXAMPLES = examples(
 )
 
 FAMILIES = ", ".join(registry.names("sae.architectures"))
-NOT_IN_RECIPE = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")
+NOT_IN_RECIPE = ("recipe", "shard_features", "name", "wandb", "set_name", "device", "as_json")
 learn, read, pace, keep, run = map(
     panel, ("What to train", "What to read", "How long and how fast", "Where it goes", RUN)
 )
@@ -59,6 +59,7 @@ def command(
     shard_features: Annotated[
         bool, run("Under torchrun: divide the features, not the rows.", "--shard-features")
     ] = False,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train sparse autoencoders on an activation set, streaming from its shards.
@@ -75,6 +76,7 @@ def command(
     given = {key: value for key, value in locals().items() if key not in NOT_IN_RECIPE}
     from contextlib import ExitStack
 
+    from lensae.core.device import use_device
     from lensae.core.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
@@ -82,6 +84,7 @@ def command(
     from lensae.views.console import out
 
     with ExitStack() as stack:
+        stack.enter_context(use_device(device))
         watcher = live = stack.enter_context(view.LiveTraining())
         if wandb:
             from lensae.stages.train.wandb import Logged

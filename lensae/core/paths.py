@@ -5,13 +5,16 @@
     <store>/<model>/<hook>/saes/<name>/index/   its feature index
     <store>/<model>/<hook>/sweeps/<name>/   a comparison of SAEs that were trained together
 
-The store is `./store`, or what LENSAE_STORE names.
+The store is the one that `use_store` names, else what LENSAE_STORE names, else `./store`.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +23,22 @@ from lensae.core.errors import UserError, nearest
 from lensae.core.manifest import Manifest, read_manifest
 from lensae.core.program import command
 
+_store: ContextVar[Path | None] = ContextVar("store", default=None)
+
+
+@contextmanager
+def use_store(path: Path) -> Iterator[None]:
+    """The store is the folder `path` until the end, in this thread."""
+    token = _store.set(path)
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
 
 def store_root() -> Path:
     """The folder that holds every activation set."""
-    return Path(os.environ.get("LENSAE_STORE", "store"))
+    return _store.get() or Path(os.environ.get("LENSAE_STORE", "store"))
 
 
 def free_bytes() -> int:

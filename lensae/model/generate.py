@@ -38,13 +38,14 @@ def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
 
 
 def sample(logits_BV: torch.Tensor, u_B: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """One token id per row: the inverse of the cumulative top-k distribution at `u_B` in [0, 1)."""
+    """One token id per row: the inverse of the cumulative top-k distribution at `u_B` in [0, 1), float64 on the CPU."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
     values_BK, ids_BK = logits_BV.float().topk(min(sampling.top_k, logits_BV.shape[-1]), dim=-1)
-    cumulative_BK = (values_BK / sampling.temperature).softmax(-1).double().cumsum(-1)
+    # On the CPU: not every device has float64.
+    cumulative_BK = (values_BK / sampling.temperature).softmax(-1).cpu().double().cumsum(-1)
     choice_B = (cumulative_BK <= u_B[:, None] * cumulative_BK[:, -1:]).sum(-1).clamp(max=ids_BK.shape[-1] - 1)
-    return ids_BK.gather(1, choice_B[:, None])[:, 0]
+    return ids_BK.gather(1, choice_B[:, None].to(ids_BK.device))[:, 0]
 
 
 def left_pad(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +117,7 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
             break
         if cache is None:
             raise LensaeError(f"{model.name} gives no key-value cache", "read text with it: --no-generate")
-        next_B = sample(logits_BTV[:, -1], random_BN[alive, step].to(model.device), sampling)
+        next_B = sample(logits_BTV[:, -1], random_BN[alive, step], sampling)
         going = torch.nonzero(~torch.isin(next_B, ends))[:, 0]
         if len(going) < len(alive):
             alive = [alive[i] for i in going.tolist()]

@@ -1,13 +1,14 @@
 """One interface to models that were hooked in either way (see lensae.model.loading).
 
-Shapes: B batch, T tokens, D d_model, V vocabulary, W the width of a hook (D for the residual stream).
+Shapes: B batch, T tokens, V vocabulary, D d_model, W the width of a hook (D for the residual stream).
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -20,12 +21,12 @@ SPECIAL = -1  # the origin of a padding or special token: never stored, never ed
 
 
 class Edit(Protocol):
-    """A change to the stream at one hook."""
+    """A change to the activations at one hook."""
 
     hook: str
 
-    def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
-        """The changed stream; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
+    def apply(self, x_BTW: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
+        """The changed activations; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
         ...
 
 
@@ -84,6 +85,10 @@ class LanguageModel:
         """TransformerLens' add_hook: `fn(tensor, hook=...)` may return a replacement."""
         self.hooked.add_hook(name, fn)
 
+    def hooks_for_now(self, hooks: Sequence[tuple[str, Callable]]) -> AbstractContextManager:
+        """These hook functions, by hook name, until the end; those that others have added stay."""
+        return self.hooked.hooks(fwd_hooks=list(hooks))
+
     def reset_hooks(self) -> None:
         """Remove every hook function."""
         self.hooked.reset_hooks()
@@ -123,15 +128,11 @@ class LanguageModel:
 
     def order(self, hooks: Sequence[str]) -> list[str]:
         """The hooks in the order in which a forward pass reaches them, measured by running two tokens."""
-        ids_BT, found = torch.full((1, 2), self.text.pad_id, device=self.device), []
-        for name in hooks:
-            self.add_hook(name, lambda _x, hook, name=name: found.append(name))
-        try:
-            with torch.inference_mode():
-                self.forward(ids_BT, torch.ones_like(ids_BT))
-        finally:
-            self.reset_hooks()
-        return found
+        ids_BT, in_order = torch.full((1, 2), self.text.pad_id, device=self.device), []
+        recorders = [(name, lambda _x, hook, name=name: in_order.append(name)) for name in hooks]
+        with torch.inference_mode(), self.hooks_for_now(recorders):
+            self.forward(ids_BT, torch.ones_like(ids_BT))
+        return in_order
 
 
 class Taps:
@@ -155,19 +156,22 @@ class Taps:
         self.origin_BT = origin_BT
 
     def __enter__(self) -> Taps:
-        for edit in self.edits:
-            self.model.add_hook(edit.hook, self._editor(edit))
-        for hook in self.capture:
-            self.model.add_hook(hook, self._taker(hook))
-        if self.final:
-            self.model.add_hook(self.final, self._stopper)
+        hooks = [(edit.hook, self._editor(edit)) for edit in self.edits]
+        hooks += [(hook, self._taker(hook)) for hook in self.capture]
+        hooks += [(self.final, self._stopper)] if self.final else []
+        self._added = self.model.hooks_for_now(hooks)
+        self._added.__enter__()
         return self
 
     def __exit__(self, *_exc) -> None:
-        self.model.reset_hooks()
+        self._added.__exit__(None, None, None)
 
     def _editor(self, edit: Edit):
-        return lambda x, hook: edit.apply(x, self.origin_BT)
+        def change(x, hook):
+            # Some hooks hold a vector per head: (B, T, heads, channels). An edit sees what reading gives.
+            return edit.apply(x.flatten(2), self.origin_BT).unflatten(2, x.shape[2:])
+
+        return change
 
     def _taker(self, name: str):
         def take(x, hook):

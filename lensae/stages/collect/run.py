@@ -76,7 +76,7 @@ def load_model(source, options: CollectOptions, steering: Steering | None, devic
 
 def _settled(options: CollectOptions, source, steering: Steering | None, process: Process) -> CollectOptions:
     """The options with what the machine and the steering decide filled in."""
-    size = options.batch_size or (GPU_BATCH if models.has_gpu() else CPU_BATCH)
+    size = options.batch_size or (GPU_BATCH if process.device != "cpu" else CPU_BATCH)
     options = replace(options, batch_size=size)
     if steering is None:
         return options

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
+from lensae.core.device import current_device
+
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
 
@@ -30,11 +32,10 @@ class Process:
         return self.rank == 0
 
     @property
-    def device(self) -> str | None:
-        """The GPU of this process, or None: whatever there is."""
-        import torch
-
-        return f"cuda:{self.local_rank}" if self.world_size > 1 and torch.cuda.is_available() else None
+    def device(self) -> str:
+        """The device of this process: of several on a machine with GPUs each has its own."""
+        device = current_device()
+        return f"cuda:{self.local_rank}" if self.world_size > 1 and device == "cuda" else device
 
     def barrier(self) -> None:
         """Wait until every process has reached this call."""
@@ -76,7 +77,7 @@ def process_group(tensors: bool = False) -> Iterator[Process]:
     import torch.distributed as distributed
 
     backend = "gloo"
-    if tensors and process.device:
+    if tensors and process.device.startswith("cuda"):
         import torch
 
         torch.cuda.set_device(process.local_rank)

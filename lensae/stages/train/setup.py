@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensae.core import program, registry
+from lensae.core.device import AUTO, current_device, requested_device
+from lensae.core.errors import UserError
 from lensae.core.paths import SetEntry, safe_name
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.train.data import Data
@@ -79,8 +81,6 @@ def _training(
     data: Data, recipe: TrainRecipe, settled: TrainRecipe, plan: Plan, path: Path, folder: TrainingFolder | None, group
 ) -> Training:
     """The training as it is to begin, or as its checkpoint left it."""
-    import torch
-
     from lensae.sae.train import checkpoint as state
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import explain
@@ -92,12 +92,19 @@ def _training(
     def trainer(window: int):
         return family.Trainer(data.reader.width, plan.d_sae, settled, window, data.d_out, group)
 
-    # Several processes exchange what lies in the processors' memory.
-    device = "cuda" if group.is_single and torch.cuda.is_available() else "cpu"
-    run = TrainingRun(settled, plan, trainer, checkpoint, device)
+    run = TrainingRun(settled, plan, trainer, checkpoint, _device(group))
     state.load(run)
     reasons = tuple(explain(recipe, plan, data.reader.width))
     return Training(path.name, recipe, settled, plan, folder, run, family.Trainer.sparsity(settled), reasons)
+
+
+def _device(group: ProcessGroup) -> str:
+    """The device to train on; several processes exchange what lies in the processors' memory."""
+    if group.is_single:
+        return current_device()
+    if requested_device() not in (AUTO, "cpu"):
+        raise UserError("several processes train on the CPU only", "leave --device out, or start one process")
+    return "cpu"
 
 
 def default_name(recipe: TrainRecipe, d_sae: int) -> str:
