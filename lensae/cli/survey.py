@@ -20,7 +20,7 @@ def command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the residual stream after every block in one pass over some text, and say where to hook, and why.
+    """Measure the residual stream after every block in one pass over some text, and say where to hook and why.
 
     Writes a figure (PNG) to experiments/results/.
     """

@@ -22,10 +22,10 @@ READERS = "corpus.readers"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in order; `template` wraps each (it is `{text}` alone when there is none).
+    """Texts in order; `template` wraps each (`{text}` alone changes nothing).
 
-    `count` is how many there are, or None for a stream whose end is not known; `sha256` is over the file's bytes and
-    the template, or over what a stream's reader knows it by.
+    `count` is the number of texts, or None for a stream of unknown length; `sha256` is over the file's bytes and the
+    template, or over the identity that a stream's reader reports.
     """
 
     name: str
@@ -48,9 +48,9 @@ def shipped() -> dict[str, Path]:
     """The corpora that come with lensae, by name: beside the package in a checkout, inside it when installed."""
     here = Path(__file__).resolve().parent
     for folder in (here.parents[1] / "corpora", here / "shipped"):
-        found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-        if found:
-            return found
+        paths = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        if paths:
+            return paths
     return {}
 
 
@@ -58,9 +58,9 @@ def load(name: str, options: ReadOptions | None = None) -> Corpus:
     """The corpus `name`: a shipped name, a file whose ending is the name of a reader, that of a reader and a name for
     it (`hf:<dataset>`), or `-` (text lines).
 
-    A file is read through once, so that whatever is wrong with it is said before any work is done; nothing of it
-    is kept in memory. A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises
-    UserError for an unknown name or ending, a file that cannot be read as what it says it is, and one without text.
+    A file is read once from start to end, so that any fault in it is reported before work begins; it is not kept in
+    memory. A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises
+    UserError for an unknown name or ending, a file that does not hold what its ending says, and one without text.
     """
     options = options or ReadOptions()
     prefix, _colon, rest = name.partition(":")
@@ -103,7 +103,7 @@ def _find(name: str) -> Path:
 
 
 def _standard_input() -> Path:
-    """What comes in on standard input, kept in a temporary file so that it can be read twice."""
+    """Standard input, copied to a temporary file so that it can be read twice."""
     folder = Path(tempfile.mkdtemp(prefix="lensae-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "stdin.txt"
