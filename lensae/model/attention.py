@@ -8,7 +8,7 @@ each attends within itself. On CPUs that is done here, a block of queries agains
 takes 59 to 74 % of the time of PyTorch's function (128 to 512 tokens), in float32 whatever the type of the model.
 
 Shapes: B batch, H heads, G heads of keys and values, R = H / G, T tokens, N tokens of all documents, L tokens of one,
-C channels of a head, Q queries of a block, K keys.
+C channels of a head, Q queries of a block, K keys, X = B G, Y = R Q.
 """
 
 from __future__ import annotations

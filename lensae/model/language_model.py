@@ -1,6 +1,6 @@
 """One interface over both routes to a hooked model.
 
-Shapes: B batch, T tokens, V vocabulary, W the width of a hook (d_model for the residual stream).
+Shapes: B batch, T tokens, V vocabulary, D d_model, W the width of a hook (D for the residual stream).
 """
 
 from __future__ import annotations

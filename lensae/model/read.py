@@ -92,8 +92,8 @@ def can_read_side_by_side(model: LanguageModel) -> bool:
     longest = min(model.context, (getattr(model.config, "sliding_window", None) or 8) + 8)
     sequences = [known[:3], known[1 : longest + 1], known[5:8], known[2:9]]
     most = AGREE if model.network.dtype == torch.float32 else AGREE_SHORT
-    for together, one in zip(read_side_by_side(model, sequences, [hook]), sequences, strict=True):
+    for packed, one in zip(read_side_by_side(model, sequences, [hook]), sequences, strict=True):
         alone = read_padded(model, [one], [hook])[0].activations[hook]
-        if not np.linalg.norm(together.activations[hook] - alone) <= most * np.linalg.norm(alone):
+        if not np.linalg.norm(packed.activations[hook] - alone) <= most * np.linalg.norm(alone):
             return False
     return True

@@ -1,4 +1,7 @@
-"""survey: what the residual stream looks like after every block, and where to hook."""
+"""survey: what the residual stream looks like after every block, and where to hook.
+
+Shapes: T tokens, D d_model.
+"""
 
 from __future__ import annotations
 

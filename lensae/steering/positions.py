@@ -1,4 +1,7 @@
-"""Which tokens an edit acts on. Padding and special tokens (origin below 0) never are."""
+"""Which tokens an edit acts on. Padding and special tokens (origin below 0) never are.
+
+Shapes: B batch, T tokens.
+"""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(small_store):
         "assert len(store.sets()) == 1 and store.open().rows and lensae.UserError and lensae.collect\n"
         "assert not {'torch', 'transformers', 'transformer_lens'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(small_store.path)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code, str(small_store.path)], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_store_is_its_folder_wherever_one_is(small_store, tmp_path, monkeypatch):

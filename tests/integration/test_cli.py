@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
-from helpers import shell
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -50,21 +50,6 @@ def test_help(command, lensae):
         assert "Examples" in out
 
 
-def test_the_daily_commands_on_gpt2_medium(hub_cache, tmp_path):
-    """gpt2-medium by name, out of a hub cache, offline; then train, look a feature up and steer."""
-    here = {"HF_HUB_CACHE": hub_cache, "HF_HUB_OFFLINE": "1", "LENSAE_STORE": tmp_path / "store"}
-    done = shell("collect", "gpt2-medium", "--hook", "blocks.6.hook_resid_post", "--max-new-tokens", 16, **here)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "store/gpt2-medium/blocks.6.hook_resid_post/manifest.json").read_text())
-    assert manifest["model"]["revision"] == "0123456789abcdef0123456789abcdef01234567"
-    assert shell("train", "--width", 8, "--epochs", 2, **here).returncode == 0
-    assert shell("index", **here).returncode == 0
-    top = shell("features", "top", 447, "--k", 20, **here)
-    assert top.returncode == 0 and "feature 447" in top.stdout, top.stderr
-    steer = shell("steer", "--feature", 447, "--scale", 8, "--max-new-tokens", 6, "--samples", 1, **here)
-    assert steer.returncode == 0 and "control: random direction" in steer.stdout, steer.stderr
-
-
 def test_every_row_is_its_token(lensae, store, model_dir):
     """What collect stores is, row for row, what the plain model computes on the text that the row maps to."""
     from lensae import model as models
@@ -95,33 +80,36 @@ def test_every_row_is_its_token(lensae, store, model_dir):
                 np.testing.assert_allclose(row, expected[span.position], rtol=1e-3, atol=1e-3)
 
 
-def test_collect_goes_on_after_a_kill(model_dir, tmp_path):
-    """SIGKILL in the middle, then the same command: the shards of an uninterrupted run, byte for byte."""
-    arguments = ["collect", model_dir("llama"), "--max-new-tokens", 40, "--batch-size", 5, "--json"]
-    code = "import lensae.store.writer as w; w.SHARD_BYTES = 64 * 2**10\nfrom lensae.cli import main; main()"
+def collect_small_shards(*arguments: str) -> None:
+    """`python main.py collect` with shards of 64 KiB."""
+    import lensae.store.writer
 
-    def start(place: Path) -> subprocess.Popen:
-        environment = {**os.environ, "LENSAE_STORE": str(place)}
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lensae.store.writer.SHARD_BYTES = 64 * 2**10
+    processes.main("collect", *arguments)
+
+
+def test_collect_resumes_after_a_kill(model_dir, tmp_path):
+    """SIGKILL in the middle, then the same command: the shards of an uninterrupted run, byte for byte."""
+    arguments = [str(model_dir("llama")), "--max-new-tokens", "40", "--batch-size", "5", "--json"]
+
+    def start(folder: Path) -> processes.Command:
+        return processes.Command(collect_small_shards, *arguments, environment={"LENSAE_STORE": folder})
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(whole).wait() == 0
+    start(whole).finish()
     process = start(cut)
-    while process.poll() is None and len(list(cut.glob("*/*/shards/*.h5"))) < 2:
-        time.sleep(0.01)
+    process.until(lambda: len(list(cut.glob("*/*/shards/*.h5"))) >= 2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     left = len(list(cut.glob("*/*/shards/*.h5")))
-    second = start(cut)
-    out, _err = second.communicate()
-    assert second.returncode == 0
-    found, expected = ({p.name: p.read_bytes() for p in place.glob("*/*/shards/*.h5")} for place in (cut, whole))
-    assert found == expected and 2 <= left < len(expected)
+    out, _err = start(cut).finish()
+    shards = [{path.name: path.read_bytes() for path in folder.glob("*/*/shards/*.h5")} for folder in (cut, whole)]
+    assert shards[0] == shards[1] and 2 <= left < len(shards[1])
     assert json.loads(out)["documents"] == 100
 
 
 def test_ctrl_c_says_what_is_kept(model_dir, tmp_path):
+    """In an interpreter that was started for the command, as a person's is."""
     process = subprocess.Popen(
         [sys.executable, "main.py", "collect", str(model_dir("llama")), "--samples-per-prompt", "40"],
         cwd=ROOT,
@@ -130,11 +118,13 @@ def test_ctrl_c_says_what_is_kept(model_dir, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob("*/*/manifest.json")):
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _out, err = process.communicate(timeout=30)
+    with processes.killed_at_the_end(process):
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/*/manifest.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "same command" in err and "Traceback" not in err
 
 
@@ -262,19 +252,16 @@ def test_examples_hold_what_the_sae_computes(use_trained):
             assert float(sae.encode(row[None])[0, stats.feature]) == pytest.approx(example.value, rel=1e-3, abs=1e-3)
 
 
-def test_evaluation(lensae, trained, tmp_path, monkeypatch):
-    place = tmp_path / "copy"
-    shutil.copytree(trained, place)
-    monkeypatch.setenv("LENSAE_STORE", str(place))
+def test_evaluation(lensae, trained_copy):
     status, out, err = lensae("evaluate", "--json")
     assert status == 0, err
-    found = json.loads(out)
-    assert found["reconstruction"]["l0"] <= 8 and found["reconstruction"]["explained_variance"] < 1
-    loss = found["loss"]
+    report = json.loads(out)
+    assert report["reconstruction"]["l0"] <= 8 and report["reconstruction"]["explained_variance"] < 1
+    loss = report["loss"]
     expected = (loss["ce_zero"] - loss["ce_sae"]) / (loss["ce_zero"] - loss["ce_clean"])
     assert loss["ce_recovered"] == pytest.approx(expected)
     assert loss["kl_sae"] > 0 and loss["tokens"] > 100
-    for picture in found["figures"]:
+    for picture in report["figures"]:
         assert Path(picture).read_bytes().startswith(b"\x89PNG") and Path(picture).stat().st_size > 5_000
 
 

@@ -109,11 +109,8 @@ def test_a_model_that_has_changed(lensae, store, model_dir, tmp_path):
     assert status == 2 and "--name" in err
 
 
-def test_a_truncated_shard(lensae, trained, tmp_path, monkeypatch):
-    place = tmp_path / "copy"
-    shutil.copytree(trained, place)
-    monkeypatch.setenv("LENSAE_STORE", str(place))
-    shard = next(place.rglob("shards/00000.h5"))
+def test_a_truncated_shard(lensae, trained_copy):
+    shard = next(trained_copy.rglob("shards/00000.h5"))
     shard.write_bytes(shard.read_bytes()[:5000])
     for command in (["train"], ["features", "top", 1], ["evaluate"]):
         status, _out, err = lensae(*command)
@@ -211,6 +208,7 @@ def test_a_closed_pipe_is_no_error(use_trained):
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=120,
     )
     assert done.stdout == "[\n" and "Error" not in done.stderr
 
@@ -218,3 +216,11 @@ def test_a_closed_pipe_is_no_error(use_trained):
 def test_debug_shows_where(lensae, store):
     done = shell("--debug", "train", LENSAE_STORE=store)
     assert "Traceback" in done.stderr
+
+
+def test_a_device_that_the_machine_does_not_have(lensae, model_dir, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--device", "cuda")
+    assert status == 2 and "the device cuda is not available" in err and "this machine has" in err

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from lensae.core.paths import SetEntry, find_set, read_set
@@ -140,50 +138,27 @@ def test_one_document_that_does_not_fit(lensae, store, model_dir, monkeypatch):
     assert status == 1 and "no memory for one document" in err
 
 
+def collect_twice(model: str, corpus: str, *tokens: str) -> None:
+    """Collect at every block, once for each number of tokens."""
+    for count in tokens:
+        options = ["--hook", "blocks.*.hook_resid_post", "--dtype", "float32", "--shard-rows", "4096", "--lines"]
+        reading = ["--corpus", corpus, "--no-generate", "--max-tokens", count, "--name", f"tokens-{count}"]
+        with contextlib.suppress(SystemExit):
+            processes.main("collect", model, *reading, *options, "--json")
+
+
 def test_memory_does_not_grow_with_the_pass(model_dir, tmp_path):
-    """Three times the tokens at eight hooks; what would be kept of the rest is 160 MB."""
+    """Three times the tokens at eight hooks, after a first pass; what would be kept of the rest is 160 MB."""
     path = tmp_path / "long.txt"
     path.write_text("".join(f"{n} trams were late again and nobody minded.\n" for n in range(12_000)))
-
-    def peak(name: str, tokens: int) -> int:
-        command = [sys.executable, "main.py", "collect", model_dir("llama"), "--corpus", path, "--no-generate"]
-        command += [
-            "--lines",
-            "--hook",
-            "blocks.*.hook_resid_post",
-            "--dtype",
-            "float32",
-            "--max-tokens",
-            tokens,
-            "--name",
-            name,
-            "--shard-rows",
-            "4096",
-        ]
-        done = subprocess.run(
-            [*map(str, command), "--json"],
-            cwd=ROOT,
-            env={**os.environ, "LENSAE_STORE": str(tmp_path / "store")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        return json.loads(done.stdout)["peak_memory"]
-
-    assert peak("long", 120_000) < peak("short", 40_000) + 60e6
+    arguments = [str(model_dir("llama")), str(path), "40000", "120000"]
+    process = processes.Command(collect_twice, *arguments, environment={"LENSAE_STORE": tmp_path / "store"})
+    out, _err = process.finish()
+    short, long = (json.loads(report)["peak_memory"] for report in re.split(r"(?<=\n\})\n", out.strip()))
+    assert long < short + 60e6
 
 
 # --- steering ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_copy(trained, tmp_path, monkeypatch) -> Path:
-    """The trained store, to be changed."""
-    place = tmp_path / "own"
-    shutil.copytree(trained, place)
-    monkeypatch.setenv("LENSAE_STORE", str(place))
-    return place
 
 
 def loud_feature() -> int:
@@ -192,7 +167,7 @@ def loud_feature() -> int:
     return int(np.argmax(open_lookup().index.table()["max"]))
 
 
-def test_the_edited_stream_is_stored(lensae, own_copy, model_dir):
+def test_the_edited_stream_is_stored(lensae, trained_copy, model_dir):
     import torch
 
     from lensae import model as models
@@ -239,12 +214,12 @@ def test_the_edited_stream_is_stored(lensae, own_copy, model_dir):
         (["--sae", "topk-512-k8"], "--steer"),
     ],
 )
-def test_steering_that_cannot_be(steer, message, lensae, own_copy, model_dir):
+def test_steering_that_cannot_be(steer, message, lensae, trained_copy, model_dir):
     status, _out, err = lensae("collect", model_dir("llama"), "--corpus", "probes", *steer)
     assert status == 2 and message in err, err
 
 
-def test_an_sae_of_another_model_steers_nothing(lensae, own_copy, model_dir):
+def test_an_sae_of_another_model_steers_nothing(lensae, trained_copy, model_dir):
     status, _out, err = lensae("collect", model_dir("gpt2"), "--corpus", "probes", "--steer", "1")
     assert status == 2 and "was trained on" in err
 
@@ -254,50 +229,68 @@ def test_an_sae_of_another_model_steers_nothing(lensae, own_copy, model_dir):
 SHARED = ["--corpus", "probes", "--samples-per-prompt", "4", "--max-new-tokens", "12", "--batch-size", "4"]
 
 
-def run_shared(place: Path, model: Path, *more: str, processes: int = 2) -> subprocess.Popen:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*torchrun, "main.py", "collect", str(model), *SHARED, "--shard-rows", "60", *more]
-    environment = {**os.environ, "LENSAE_STORE": str(place), "CUDA_VISIBLE_DEVICES": ""}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes)
+def start_two(store: Path, model: Path, *more: str) -> processes.Command:
+    arguments = ["collect", model, *SHARED, "--shard-rows", "60", *more]
+    return processes.torchrun(processes.main, *arguments, LENSAE_STORE=store)
 
 
-def test_two_processes_hold_the_rows_of_one(model_dir, tmp_path, lensae, store, monkeypatch):
-    process = run_shared(tmp_path / "two", model_dir("llama"), "--json")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    report = json.loads(out)  # one report, not two
+@pytest.fixture(scope="module")
+def by_two_processes(model_dir, tmp_path_factory) -> tuple[Path, dict]:
+    """A store with a set that two processes collected, and what they reported."""
+    store = tmp_path_factory.mktemp("two") / "store"
+    out, _err = start_two(store, model_dir("llama"), "--json").finish()
+    return store, json.loads(out)  # one report, not two
+
+
+def shard_bytes(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("*/*/shards/*.h5")}
+
+
+def test_two_processes_hold_the_rows_of_one(by_two_processes, model_dir, tmp_path, lensae, store, monkeypatch):
+    copy = tmp_path / "two"
+    shutil.copytree(by_two_processes[0], copy)
+    report = by_two_processes[1]
     assert lensae("collect", model_dir("llama"), *SHARED)[0] == 0
-    one, two = find_set(), read_set(next((tmp_path / "two").glob("*/*/manifest.json")).parent)
+    one, two = find_set(), read_set(next(copy.glob("*/*/manifest.json")).parent)
     assert report["rows"] == one.rows == two.rows and report["documents"] == 28
     assert {shard.rank for shard in two.manifest.shards} == {0, 1}
     assert_same_rows(one, two)
     assert not [fault for _file, faults in verify(two) for fault in faults]
     assert (two.path / "view.h5").is_file()
-    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "two"))
-    before = {path.name: path.read_bytes() for path in two.path.glob("shards/*.h5")}
+    monkeypatch.setenv("LENSAE_STORE", str(copy))
+    before = shard_bytes(copy)
     for name in ("00000-1.h5", "00001-0.h5"):
         (two.path / "shards" / name).unlink()
-    status, out, err = lensae("store", "repair", "--json")
+    status, _out, err = lensae("store", "repair", "--json")
     assert status == 0, err
-    assert {path.name: path.read_bytes() for path in two.path.glob("shards/*.h5")} == before
+    assert shard_bytes(copy) == before
     assert lensae("collect", model_dir("llama"), *SHARED, "--shard-rows", "60")[0] == 0, "complete, whoever asks"
 
 
-def test_processes_go_on_after_a_kill(model_dir, tmp_path, lensae, monkeypatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_shared(whole, model_dir("llama")).wait(timeout=120) == 0
-    process = run_shared(cut, model_dir("llama"))
-    deadline = time.monotonic() + 60
-    while not list(cut.glob("*/*/shards/0*.h5")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+def test_processes_resume_after_a_kill(by_two_processes, model_dir, tmp_path, lensae, monkeypatch):
+    cut = tmp_path / "cut"
+    process = start_two(cut, model_dir("llama"))
+    process.until(lambda: list(cut.glob("*/*/shards/0*.h5")))
+    process.kill_all()
     monkeypatch.setenv("LENSAE_STORE", str(cut))
     manifest = json.loads(next(cut.glob("*/*/manifest.json")).read_text())
-    if not manifest["passes"][0]["completed_at"]:
-        status, _out, err = lensae("collect", model_dir("llama"), *SHARED, "--shard-rows", "60")
-        assert status == 2 and "by 2 processes" in err and "torchrun" in err
-    assert run_shared(cut, model_dir("llama")).wait(timeout=120) == 0
-    found, expected = ({p.name: p.read_bytes() for p in place.glob("*/*/shards/*.h5")} for place in (cut, whole))
-    assert found == expected and len(expected) > 4
+    assert not manifest["passes"][0]["completed_at"]
+    status, _out, err = lensae("collect", model_dir("llama"), *SHARED, "--shard-rows", "60")
+    assert status == 2 and "by 2 processes" in err and "torchrun" in err
+    start_two(cut, model_dir("llama")).finish()
+    assert shard_bytes(cut) == shard_bytes(by_two_processes[0]) and len(shard_bytes(cut)) > 4
+
+
+def test_two_collects_into_one_set_at_once(lensae, store, model_dir):
+    """The second is told; the first is not disturbed."""
+    from lensae.core.locks import WriterLock
+
+    folder = store / "tiny-llama" / "blocks.4.hook_resid_post"
+    lock = WriterLock(folder)
+    arguments = ("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 4)
+    status, _out, err = lensae(*arguments)
+    assert status == 1 and "another process" in err
+    lock.release()
+    assert lensae(*arguments)[0] == 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["passes"][0]["completed_at"]

@@ -87,8 +87,8 @@ def test_generation_captures_what_reading_gives(family, model_dir):
 def test_a_batch_of_one_gives_the_same(family, model_dir):
     model, hook = load(model_dir(family)), RESIDUAL[4]
     prompts = [model.text.encode(text) for text in TEXTS]
-    together = generate(model, prompts, Sampling(10, 0.8, 50, 5), [7, 8, 9], [hook])
-    for prompt, stream, expected in zip(prompts, [7, 8, 9], together, strict=True):
+    batched = generate(model, prompts, Sampling(10, 0.8, 50, 5), [7, 8, 9], [hook])
+    for prompt, stream, expected in zip(prompts, [7, 8, 9], batched, strict=True):
         alone = generate(model, [prompt], Sampling(10, 0.8, 50, 5), [stream], [hook])[0]
         assert alone.new_ids == expected.new_ids
         np.testing.assert_allclose(alone.activations[hook], expected.activations[hook], rtol=1e-3, atol=1e-3)
@@ -100,8 +100,8 @@ def test_documents_side_by_side_are_read_as_each_alone(family, model_dir):
     model, hooks = load(model_dir(family)), RESIDUAL[2:5]
     ids = model.text.encode(" ".join(TEXTS) * 3)
     documents = [ids[:1], ids[:40], ids[5:45], ids[3:9], ids[:90], ids[7:13]]
-    together = read_side_by_side(model, documents, hooks)
-    for one, document in zip(together, documents, strict=True):
+    packed = read_side_by_side(model, documents, hooks)
+    for one, document in zip(packed, documents, strict=True):
         alone = read_padded(model, [document], hooks)[0]
         for hook in hooks:
             assert one.activations[hook].shape == (len(document), WIDTH)
@@ -265,6 +265,7 @@ def test_unknown_model_fails_at_once_and_helps(name, tmp_path):
         text=True,
         env=environment,
         cwd=Path(__file__).resolve().parents[2],
+        timeout=60,
     )
     assert done.returncode == 2, done.stderr
     assert time.monotonic() - started < 5 + 2, "the machine may be slow, the network must not be waited for"

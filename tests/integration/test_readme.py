@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,13 +10,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
+from processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-# The one takes minutes, the other is what runs this suite.
-ELSEWHERE = {"make demo", "make test"}
+# What is typed every day: in this order, on an empty store, with nothing between.
+DAILY = [
+    "python main.py collect gpt2-medium --hook blocks.6.hook_resid_post",
+    "make train",
+    "python main.py features top 447 --k 20",
+    "python main.py steer --feature 447 --scale 8",
+]
+# The first takes minutes, the second is what runs this suite.
+NOT_RUN = {"make demo", "make test"}
+SKIPPED = {".venv", ".peers", ".git", "store", "results", "__pycache__", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 
 
 def commands() -> list[str]:
@@ -27,39 +37,53 @@ def test_the_two_commands_come_first():
     assert commands()[:2] == ["make demo", "make test"]
 
 
-def test_the_daily_commands_are_there():
-    assert {
-        "python main.py collect gpt2-medium --hook blocks.6.hook_resid_post",
-        "make train",
-        "python main.py features top 447 --k 20",
-        "python main.py steer --feature 447 --scale 8",
-    } <= set(commands())
+def test_the_daily_commands_follow_each_other():
+    first = commands().index(DAILY[0])
+    assert commands()[first : first + len(DAILY)] == DAILY
 
 
-def in_this_environment(line: str) -> list[str]:
-    """`python`, `torchrun` and `make` of the README, run by the Python that runs the tests."""
+@pytest.fixture(scope="module")
+def readme_store(hub_cache, tmp_path_factory):
+    """An empty store that the commands share."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENSAE_STORE", str(folder / "store"))
+        patch.setenv("LENSAE_EXPERIMENTS", str(folder / "experiments"))
+        yield folder / "store"
+
+
+def run(line: str) -> str:
+    """What a line of the README prints: `make` in a shell's way, the others in processes that are forked."""
     words = shlex.split(line)
     if words[0] == "make":
-        return ["make", f"PY={sys.executable}", "READY=", *words[1:]]
-    if words[0].endswith("torchrun"):
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
-    assert words[:2] == ["python", "main.py"], line
-    return [sys.executable, *words[1:]]
+        command = ["make", f"PY={sys.executable}", "READY=", *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        status, out, err = done.returncode, done.stdout, done.stderr
+    elif words[0].endswith("torchrun"):
+        assert words[1:4] == ["--nproc-per-node", "2", "main.py"], line
+        process = processes.torchrun(processes.main, *words[4:])
+        (out, err), status = process.communicate(), process.returncode
+    else:
+        assert words[:2] == ["python", "main.py"], line
+        process = processes.start(*words[2:])
+        (out, err), status = process.communicate(), process.returncode
+    assert status == 0, f"$ {line}\n{out[-2000:]}\n{err[-2000:]}"
+    assert out.strip(), f"$ {line} printed nothing"
+    return out
 
 
-def test_every_command_runs(hub_cache, tmp_path):
-    environment = {
-        **os.environ,
-        "HF_HUB_CACHE": str(hub_cache),
-        "LENSAE_STORE": str(tmp_path / "store"),
-        "LENSAE_EXPERIMENTS": str(tmp_path / "experiments"),
-    }
+def test_the_daily_commands_on_an_empty_store(readme_store):
+    """gpt2-medium by name, out of a hub cache, offline; each command makes what the next one needs."""
+    _collected, trained, top, steered = (run(line) for line in DAILY)
+    manifest = json.loads((readme_store / "gpt2-medium/blocks.6.hook_resid_post/manifest.json").read_text())
+    assert manifest["model"]["revision"] == "0123456789abcdef0123456789abcdef01234567"
+    assert "explained variance" in trained and "feature 447" in top and "control: random direction" in steered
+
+
+def test_every_command_runs(readme_store):
     for line in commands():
-        if line in ELSEWHERE:
-            continue
-        done = subprocess.run(in_this_environment(line), capture_output=True, text=True, cwd=ROOT, env=environment)
-        assert done.returncode == 0, f"$ {line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert done.stdout.strip(), f"$ {line} printed nothing"
+        if line not in NOT_RUN and line not in DAILY:
+            run(line)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
@@ -68,21 +92,8 @@ def test_links_lead_somewhere(path):
 
 
 def test_no_machine_paths():
-    for path in ROOT.rglob("*"):
-        skipped = {
-            ".venv",
-            ".peers",
-            ".git",
-            "store",
-            "results",
-            "__pycache__",
-            ".ruff_cache",
-            ".pytest_cache",
-            ".hypothesis",
-        }
-        if (
-            path.is_file()
-            and not skipped & set(path.relative_to(ROOT).parts)
-            and path.suffix in {".py", ".md", ".toml"}
-        ):
-            assert not re.search(r"(^|[\s\"'(])/(home|work|root)/", path.read_text(encoding="utf-8")), path
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in SKIPPED]
+        for path in (Path(folder) / name for name in names):
+            if path.suffix in {".py", ".md", ".toml"}:
+                assert not re.search(r"(^|[\s\"'(])/(home|work|root)/", path.read_text(encoding="utf-8")), path

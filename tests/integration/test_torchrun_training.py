@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
+import torchrun_trainings
 from helpers import HOOK, write_set
+from processes import torchrun
 from safetensors.numpy import load_file
 from training_helpers import SMALL, TARGET_HOOK, Stops, made, metrics, write_target
 
@@ -25,7 +25,6 @@ from lensae.sae.distributed.process_group import ProcessGroup
 from lensae.sae.formats.saelens import WEIGHTS
 from lensae.stages.train.run import train
 
-ROOT = Path(__file__).resolve().parents[2]
 # 63 features: two processes cannot have as many; and eight of them at once, learning fast, so that some die so early.
 SHORT = replace(SMALL, epochs=2, width=63 / 16, k=8, lr=2e-2)
 FAMILIES = {
@@ -61,7 +60,7 @@ def toy(tmp_path_factory) -> Path:
         yield write_set(store / "toy" / HOOK, made(), dtype="float32", shard_rows=300)
 
 
-def recipes() -> dict[str, TrainRecipe]:
+def all_recipes() -> dict[str, TrainRecipe]:
     """What is trained alone and together."""
     found = {name: replace(SHORT, **settings) for name, settings in FAMILIES.items()}
     found |= {
@@ -74,61 +73,34 @@ def recipes() -> dict[str, TrainRecipe]:
 
 def evenly_batched() -> dict[str, TrainRecipe]:
     """Those where a batch of one row would be nothing new."""
-    return {name: recipe for name, recipe in recipes().items() if recipe.batch != ONE_ROW_LEFT}
+    return {name: recipe for name, recipe in all_recipes().items() if recipe.batch != ONE_ROW_LEFT}
 
 
 @pytest.fixture(scope="module")
 def alone(toy) -> Path:
     """All of them, by a single process."""
-    for name, recipe in recipes().items():
+    for name, recipe in all_recipes().items():
         train(recipe, f"toy/{HOOK}", f"alone-{name}")
     return toy
 
 
-STARTED: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def none_left():
-    """What a failed test has started does not outlive it."""
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            process.terminate()
-            process.communicate()
-
-
-def torchrun(*arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    STARTED.append(subprocess.Popen([*command, *map(str, arguments)], cwd=ROOT, env=environment, **pipes))
-    return STARTED[-1]
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == status, err
-    return out, err
-
-
-def trained_by(place: Path, prefix: str, by_feature: bool) -> None:
-    wanted = recipes() if not by_feature else evenly_batched()
-    trainings = [[asdict(recipe), f"{prefix}-{name}"] for name, recipe in wanted.items()]
-    place.write_text(json.dumps({"set": f"toy/{HOOK}", "by_feature": by_feature, "trainings": trainings}))
-    finish(torchrun("tests/integration/torchrun_trainings.py", place))
+def train_by_two(folder: Path, prefix: str, by_feature: bool) -> None:
+    recipes = evenly_batched() if by_feature else all_recipes()
+    trainings = [[asdict(recipe), f"{prefix}-{name}"] for name, recipe in recipes.items()]
+    path = folder / "trainings.json"
+    path.write_text(json.dumps({"set": f"toy/{HOOK}", "by_feature": by_feature, "trainings": trainings}))
+    torchrun(torchrun_trainings.main, path).finish()
 
 
 @pytest.fixture(scope="module")
 def rows_divided(alone, tmp_path_factory) -> Path:
-    trained_by(tmp_path_factory.mktemp("job") / "job.json", "rows", by_feature=False)
+    train_by_two(tmp_path_factory.mktemp("rows"), "rows", by_feature=False)
     return alone
 
 
 @pytest.fixture(scope="module")
 def features_divided(alone, tmp_path_factory) -> Path:
-    trained_by(tmp_path_factory.mktemp("job") / "job.json", "features", by_feature=True)
+    train_by_two(tmp_path_factory.mktemp("features"), "features", by_feature=True)
     return alone
 
 
@@ -149,7 +121,7 @@ def assert_like(one: Path, other: Path, rtol: float = 2e-3, atol: float = 2e-4) 
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", all_recipes())
 def test_each_learns_from_its_rows(name, rows_divided):
     assert_like(rows_divided / "saes" / f"rows-{name}", rows_divided / "saes" / f"alone-{name}")
 
@@ -161,7 +133,7 @@ def test_each_holds_its_features(name, features_divided):
 
 def test_what_is_compared_is_worth_it(alone):
     """Dead features are revived, and a batch of one row is among them."""
-    lines = {name: metrics(alone / "saes" / f"alone-{name}") for name in recipes()}
+    lines = {name: metrics(alone / "saes" / f"alone-{name}") for name in all_recipes()}
     for name in ("topk", "batchtopk", "matryoshka"):
         assert max(float(line["loss_aux"]) for line in lines[name]) > 0
     assert int(lines["topk"][-1]["tokens"]) == 2 * 900 and 900 % ONE_ROW_LEFT == 1
@@ -184,41 +156,31 @@ def long_recipe(tmp_path) -> tuple[Path, TrainRecipe]:
     return path, TrainRecipe(**settings, checkpoint_minutes=1e-6)
 
 
-def worker(process: subprocess.Popen, rank: int) -> int:
-    """The process id of a rank."""
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            return int(pid)
-    raise AssertionError(f"no rank {rank}")
+def at_step(checkpoint: Path, step: int) -> bool:
+    """Whether a checkpoint of this step, or a later one, has been written."""
+    from lensae.sae.train import checkpoint as checkpoints
+
+    return checkpoint.is_file() and checkpoints._read(checkpoint, tensors=False)[0]["state"]["step"] >= step
 
 
-def until_step(checkpoint: Path, step: int, process: subprocess.Popen) -> None:
-    from lensae.sae.train import checkpoint as state
-
-    end = time.monotonic() + 200
-    while not checkpoint.is_file() or state._read(checkpoint, tensors=False)[0]["state"]["step"] < step:
-        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
-        time.sleep(0.01)
-
-
-def test_killed_and_stopped_and_gone_on_with(toy, long_recipe):
+def test_killed_and_stopped_and_resumed(toy, long_recipe):
     """One process killed; then all stopped; then to the end."""
     path, recipe = long_recipe
     whole = train(recipe, f"toy/{HOOK}", "long-alone").sae.path
     checkpoint = toy / "saes/long/checkpoints/last.safetensors"
-    command = ("main.py", "train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "long", "--json")
-    process = torchrun(*command)
-    until_step(checkpoint, 5, process)
-    os.kill(worker(process, 1), signal.SIGKILL)
-    out, err = finish(process, 1)
+    command = ("train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "long", "--json")
+    process = torchrun(processes.main, *command)
+    process.until(lambda: at_step(checkpoint, 5))
+    os.kill(process.rank_pid(1), signal.SIGKILL)
+    out, err = process.finish(1)
     assert not out and "Traceback" not in err.split("torch/distributed")[0] and "unexpected" not in err, err
-    process = torchrun(*command)
-    until_step(checkpoint, 20, process)
+    process = torchrun(processes.main, *command)
+    process.until(lambda: at_step(checkpoint, 20))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode and not out and "resuming at step" in err and "unexpected" not in err, err
     assert err.count("run the same command again to resume") == 1, err
-    out, err = finish(torchrun(*command))
+    out, err = torchrun(processes.main, *command).finish()
     assert "resuming at step" in err and json.loads(out)["sae"] == "long"
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
 
@@ -227,15 +189,15 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     """What several processes began a single one can finish, and the other way round."""
     path, recipe = long_recipe
     checkpoint = toy / "saes/wide/checkpoints/last.safetensors"
-    command = ("main.py", "train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "wide", "--shard-features")
-    process = torchrun(*command)
-    until_step(checkpoint, 5, process)
+    command = ("train", "--set", f"toy/{HOOK}", "--recipe", path, "--name", "wide", "--shard-features")
+    process = torchrun(processes.main, *command)
+    process.until(lambda: at_step(checkpoint, 5))
     process.send_signal(signal.SIGTERM)
-    _out, err = process.communicate(timeout=300)
+    _out, err = process.communicate()
     assert process.returncode and err.count("run the same command again to resume") == 1, err
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "wide", Stops(10))
-    out, err = finish(torchrun(*command))
+    out, err = torchrun(processes.main, *command).finish()
     assert "resuming at step" in err and "wide" in out
     whole = train(recipe, f"toy/{HOOK}", "wide-alone").sae.path
     assert_like(toy / "saes/wide", whole, rtol=1e-2, atol=2e-3)
@@ -249,7 +211,7 @@ def test_divided_features_are_kept_whole(toy, long_recipe):
     ],
 )
 def test_one_of_them_says_what_is_wrong(arguments, said, toy):
-    out, err = finish(torchrun("main.py", "train", "--set", f"toy/{HOOK}", *arguments, "--name", "wrong"), 1)
+    out, err = torchrun(processes.main, "train", "--set", f"toy/{HOOK}", *arguments, "--name", "wrong").finish(1)
     assert not out and err.count(said) == 1 and "unexpected" not in err, err
     assert not (toy / "saes/wrong").exists()
 
@@ -265,7 +227,7 @@ def test_what_one_of_them_finds_wrong_is_told(toy, tmp_path):
     training = SetReader(read_set(broken)).split(0.1, 0).training.indices[0]
     with h5py.File(broken / "shards" / "00000.h5", "r+") as file:
         file["activations"][int(file["documents/start"][training[-1]]) + 3, 2] = np.nan
-    _out, err = finish(torchrun("main.py", "train", "--set", f"broken/{HOOK}", "--batch", "64"), 1)
+    _out, err = torchrun(processes.main, "train", "--set", f"broken/{HOOK}", "--batch", "64").finish(1)
     assert err.count("1 rows of") == 1 and "not finite, the first is row" in err and "unexpected" not in err, err
 
 

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_torchrun_training.py: trains what a JSON file says, as one of several processes.
+"""Trainings by several processes, for test_torchrun_training.py: what a JSON file says.
 
 {"set": name, "by_feature": bool, "trainings": [[{recipe}, name], ...]}
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -17,10 +16,10 @@ from lensae.stages.train.data import open_data
 from lensae.stages.train.run import train_all
 
 
-def main() -> None:
-    """Trainings that share their rows are trained on one stream."""
+def main(path: str) -> None:
+    """Run by each process: trainings that share their rows are trained on one stream."""
     torch.set_num_threads(1)
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(path).read_text())
     groups: dict[tuple, list] = {}
     for settings, name in job["trainings"]:
         recipe = TrainRecipe(**settings)
@@ -31,8 +30,4 @@ def main() -> None:
             for report in filter(None, reports):
                 if isinstance(report, Exception):
                     raise report
-
-
-if __name__ == "__main__":
-    main()
     leave()

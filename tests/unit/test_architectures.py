@@ -353,6 +353,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "settings", "least"), PLANTED)
 def test_planted_directions_are_found(arch, settings, least):
     """And as many features fire as were asked for, within 5 %."""
@@ -368,6 +369,7 @@ def test_planted_directions_are_found(arch, settings, least):
     assert result.heldout.explained_variance > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["topk", "relu", "batchtopk"])
 def test_transcoders_learn_a_map(arch):
     """Targets of another width, which the rows' planted features write in directions of their own."""

@@ -143,7 +143,7 @@ def test_agreement_sees_a_difference(monkeypatch):
     trainer, x_BD = trainer_of("topk")
     topk = kernels.encode_topk
     wrong = lambda x, *args: topk(x if args[-1] is None else x.roll(1, 0), *args)  # noqa: E731
-    monkeypatch.setattr(kernels, "topk", wrong)
+    monkeypatch.setattr(kernels, "encode_topk", wrong)
     assert agreement(trainer, [x_BD.numpy()], 1.0) < 0.2
 
 

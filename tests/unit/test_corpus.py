@@ -156,6 +156,7 @@ def test_standard_input(monkeypatch):
     assert [t for _, t, _ in texts("-")] == ["one", "two é"]
 
 
+@pytest.mark.slow
 def test_a_very_long_line(tmp_path):
     """It is one document; nothing is cut and nothing fails before the model's context cuts it."""
     path = tmp_path / "long.jsonl"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+from helpers import dead_pid
 
 from lensae.core.durable import Folder, clear_partials, partial_of, read_json, write_file, write_json
 from lensae.core.errors import DamagedError
@@ -58,9 +57,8 @@ def test_two_that_build_one_folder(tmp_path):
 
 
 def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    dead.wait()
-    left = [tmp_path / f".x.{dead.pid}.partial", tmp_path / f".folder.{dead.pid}.partial"]
+    dead = dead_pid()
+    left = [tmp_path / f".x.{dead}.partial", tmp_path / f".folder.{dead}.partial"]
     left[0].write_text("")
     left[1].mkdir()
     write_file(tmp_path / "mine", b"")

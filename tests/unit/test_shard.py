@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -355,56 +354,12 @@ def exported(target: Path) -> np.ndarray:
     return np.array(load_from_disk(target / "rows")["activation"][:], np.float32)
 
 
-READ = """
-import sys
-if sys.argv[2] == "blocked":
-    sys.modules["hdf5plugin"] = None  # as where it is not installed
-from lensae.core.errors import LensaeError
-from lensae.store.shard import Shard
-try:
-    with Shard(sys.argv[1]) as shard:
-        shard.read("activations")
-        print("rows", shard.rows)
-except LensaeError as error:
-    print(type(error).__name__, error.what, "|", error.hint)
-print("loaded", "hdf5plugin" in sys.modules and sys.modules["hdf5plugin"] is not None, "torch" in sys.modules)
-"""
-
-
-class TestPlugin:
-    """hdf5plugin is imported for what needs it and for nothing else."""
-
-    def read(self, path: Path, blocked: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", READ, str(path), blocked], capture_output=True, text=True, cwd=ROOT
-        )
-        return done.stdout + done.stderr
-
-    @pytest.mark.parametrize(("compress", "loaded"), [(None, False), ("gzip", False), ("zstd", True)])
-    def test_is_imported_when_it_is_needed(self, compress, loaded, tmp_path):
-        path = tmp_path / "a.h5"
-        path.write_bytes(made(documents(), "float16", compress))
-        assert self.read(path).splitlines()[-1] == f"loaded {loaded} False"
-
-    @pytest.mark.parametrize("compress", [None, "gzip"])
-    def test_is_not_missed_otherwise(self, compress, tmp_path):
-        path = tmp_path / "a.h5"
-        path.write_bytes(made(documents(), "float16", compress))
-        assert self.read(path, "blocked").startswith("rows ")
-
-    def test_reading_says_that_it_is_missing(self, tmp_path):
-        path = tmp_path / "a.h5"
-        path.write_bytes(made(documents(), "float16", "zstd"))
-        first = self.read(path, "blocked").splitlines()[0]
-        assert first.startswith("LensaeError") and str(path) in first and "needs hdf5plugin" in first
-        assert "pip install hdf5plugin" in first
-
-    def test_a_filter_that_nobody_has(self, tmp_path, monkeypatch):
-        path = tmp_path / "a.h5"
-        path.write_bytes(made(documents(), "float16", "zstd"))
-        monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 32015)
-        with pytest.raises(DamagedError, match=r"a\.h5.*32015"):
-            Shard(path)
+def test_a_filter_that_nobody_has(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    path.write_bytes(made(documents(), "float16", "zstd"))
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code != 32015)
+    with pytest.raises(DamagedError, match=r"a\.h5.*32015"):
+        Shard(path)
 
 
 def test_the_digest_tells_arrays_apart():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -136,7 +134,7 @@ def test_features_and_their_gradients(name, monkeypatch):
 
 def slow(call):
     def slowly(*args):
-        time.sleep(0.5)
+        time.sleep(0.1)
         return call(*args)
 
     return slowly
@@ -160,7 +158,7 @@ def test_the_faster_one_is_chosen(kernel, monkeypatch):
         monkeypatch.setattr(on_triton, kernel, slow(plain) if slower == "triton" else plain)
         found = autotune.compare(arguments)
         assert found.triton == (frozenset([kernel]) if slower == "torch" else frozenset())
-        assert found.seconds[kernel][slower] >= 0.5 and len(found.seconds[kernel]) == 2 and not found.refused
+        assert found.seconds[kernel][slower] >= 0.1 and len(found.seconds[kernel]) == 2 and not found.refused
 
 
 def fails(*_args):
@@ -174,22 +172,10 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_chosen(kernel, monkeypatch):
     monkeypatch.setattr(on_triton, kernel, fails)
     assert autotune.compare(arguments) == Backend(refused={kernel: "RuntimeError: no such instruction"})
     plain = getattr(*PLAIN[kernel])
-    wrong = {"topk": lambda *args: (plain(*args)[0], plain(*args)[1].roll(1, 0))}
+    wrong = {"topk_per_row": lambda *args: (plain(*args)[0], plain(*args)[1].roll(1, 0))}
     monkeypatch.setattr(on_triton, kernel, wrong.get(kernel, lambda *args: 1.01 * plain(*args)))
     found = autotune.compare(arguments)
     assert not found.triton and "differs" in found.refused[kernel]
-
-
-def test_without_cuda_nothing_is_loaded():
-    """On CPUs it is PyTorch's, and a training's modules do not import Triton."""
-    code = (
-        "import sys, torch; before = 'triton' in sys.modules; from lensae.sae import kernels; "
-        "from lensae.sae.train import loop; "
-        "assert kernels.choose_backend(64, 8, 64, 4, 'cpu') == kernels.Backend(); "
-        "assert ('triton' in sys.modules) == before; "
-        "assert 'lensae.sae.kernels.triton' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_choice_ends_with_its_block():

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from helpers import document, write_set
@@ -21,7 +15,6 @@ from lensae.sae.formats.saelens import WEIGHTS
 from lensae.stages.train.run import train
 from lensae.stages.train.watcher import Watcher
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -141,58 +134,6 @@ def test_a_damaged_checkpoint_is_said(toy):
         train(SMALL, name="parts")
     path.unlink()
     assert train(SMALL, name="parts").sae.completed_at
-
-
-def start(store: Path, *arguments) -> subprocess.Popen:
-    environment = {**os.environ, "LENSAE_STORE": str(store), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "main.py", "train", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def until(condition, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def long_recipe(tmp_path) -> Path:
-    path = tmp_path / "long.toml"
-    path.write_text(
-        '[train]\narch = "batchtopk"\nwidth = 4\nk = 4\nbatch = 32\nepochs = 60\npatience = 60\n'
-        "checkpoint_minutes = 1e-6\n"
-    )
-    return path
-
-
-def test_killed_on_the_command_line(toy, store, long_recipe):
-    """SIGKILL gives no time for anything; the same command ends in the same bytes."""
-    checkpoint = toy / "saes/killed/checkpoints/last.safetensors"
-    process = start(store, "--recipe", long_recipe, "--name", "killed")
-    until(checkpoint.is_file, process)
-    time.sleep(0.5)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL and not (toy / "saes/killed" / WEIGHTS).exists()
-    for name in ("killed", "whole"):
-        process = start(store, "--recipe", long_recipe, "--name", name)
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
-        assert ("resuming at step" in said) == (name == "killed")
-    assert digest(toy / "saes/killed") == digest(toy / "saes/whole")
-    assert metrics(toy / "saes/killed") == metrics(toy / "saes/whole")
-    assert not list(toy.rglob("*.partial"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_on_the_command_line(number, toy, store, long_recipe):
-    process = start(store, "--recipe", long_recipe, "--name", "stopped")
-    until((toy / "saes/stopped/checkpoints/last.safetensors").is_file, process)
-    process.send_signal(number)
-    said = process.communicate()[1]
-    assert process.returncode == 130 and "the same command goes on from there" in said and "Traceback" not in said
-    training = json.loads((toy / "saes/stopped/training.json").read_text())
-    assert training["completed_at"] == "" and "--name stopped" in training["command"]
 
 
 def test_a_second_signal_does_not_wait():

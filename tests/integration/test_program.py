@@ -10,7 +10,7 @@ import pytest
 
 from lensae.core import program
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STARTED = [
     (str(ROOT / "main.py"), f"python {ROOT / 'main.py'}", f"torchrun --nproc-per-node 2 {ROOT / 'main.py'}"),
     (str(ROOT / "lensae" / "__main__.py"), "python -m lensae", "torchrun --nproc-per-node 2 -m lensae"),
@@ -32,7 +32,8 @@ def test_the_command_is_named_as_it_was_called(started, alone, parallel, monkeyp
 
 @pytest.mark.parametrize("start", (["main.py"], ["-m", "lensae"]), ids=" ".join)
 def test_help_shows_commands_that_can_be_typed(start):
-    done = subprocess.run([sys.executable, *start, "train", "--help"], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, *start, "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert f"Usage: python {' '.join(start)} train [OPTIONS]" in done.stdout
     assert f"\n python {' '.join(start)} train --width 8 --k 64" in done.stdout
 
