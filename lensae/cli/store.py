@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption
+from lensae.core.program import command
 
-app = typer.Typer(no_args_is_help=True, help="Activation sets on disk.")
+app = App(no_args_is_help=True, help="Activation sets on disk.")
 NameArgument = Annotated[str | None, typer.Argument(help="A set, as in `store list`. Default: the one finished last.")]
 
 
@@ -26,7 +28,7 @@ def list_(as_json: JsonOption = False) -> None:
     elif sets:
         view.set_list(out(), sets)
     else:
-        out().print(f"nothing in {store_root()}/ yet; start with: python main.py collect")
+        out().print(f"nothing in {store_root()}/ yet; start with: {command('collect')}")
 
 
 @app.command("info", epilog=examples("store info", "store info smollm2-135m/blocks.15.hook_resid_post"))

@@ -1,4 +1,4 @@
-"""Every error a person may see: what went wrong, and what to do about it."""
+"""The errors that users see: what went wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class LensaeError(Exception):
-    """Something failed while working (exit status 1)."""
+    """A failure while working (exit status 1)."""
 
     exit_status = 1
 
@@ -24,27 +24,27 @@ class UserError(LensaeError):
 
 
 class DamagedError(LensaeError):
-    """A file on disk is not what it should be."""
+    """A file on disk is damaged."""
 
 
 class OtherProcessEnded(LensaeError):
-    """This process of several ends because of another one, which may have told what happened."""
+    """This process ends because another one of the same run has failed, which may have reported why."""
 
     def __init__(self, exit_status: int = 1):
         super().__init__(
-            "another process of this run has ended", "what was saved is kept; the same command goes on from there"
+            "another process of this run has ended", "what was saved is kept; run the same command again to resume"
         )
         self.exit_status = exit_status
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
-    """The `count` names most like `name`, as a phrase for an error's hint ("" when nothing is at all like it)."""
-    found = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.4)
-    return f"did you mean {' or '.join(found)}?" if found else ""
+    """The `count` names most like `name`, as a phrase for an error's hint ("" when none is similar)."""
+    matches = difflib.get_close_matches(name, list(choices), n=count, cutoff=0.4)
+    return f"did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that is not among `choices`, with the nearest ones or, if none is near, all of them."""
+    """The error for a name that is not among `choices`; its hint has the nearest names, or else the first twelve."""
     choices = sorted(choices)
-    hint = nearest(name, choices) or (f"there is {', '.join(choices[:12])}" if choices else "there is none yet")
+    hint = nearest(name, choices) or (f"known: {', '.join(choices[:12])}" if choices else "none exists yet")
     return UserError(f"no {kind} named '{name}'", hint)

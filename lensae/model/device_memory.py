@@ -1,18 +1,20 @@
-"""The device's memory: whether an error means that there is none left, and giving back what is kept for later."""
+"""The device's memory: recognising that it is exhausted, and freeing cached blocks."""
 
 from __future__ import annotations
 
 import torch
 
-CPU_MESSAGE = "can't allocate memory"
+MESSAGES = ("can't allocate memory", "MPS backend out of memory")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether `error` says that an allocation failed, on the GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or CPU_MESSAGE in str(error)
+    """Whether `error` says that an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in MESSAGES)
 
 
 def release() -> None:
-    """Give cached blocks back to the GPU."""
+    """Free cached blocks of GPU memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

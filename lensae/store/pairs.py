@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lensae.core.errors import UserError
+from lensae.core.program import command
 from lensae.store.reader import Selection, SetReader
 
 TOKEN_COLUMNS = ("token_id", "position", "documents/input_ids", "documents/start", "documents/input_start")
@@ -55,7 +56,7 @@ def check_same_tokens(reader: SetReader, other: SetReader) -> None:
         model, hooks = reader.entry.manifest.model.name, [r.entry.manifest.hook for r in (reader, other)]
         raise UserError(
             f"{reader.entry.name} and {other.entry.name} do not hold the same tokens ({difference})",
-            f"collect both at once: python main.py collect {model} --hook {hooks[0]} --hook {hooks[1]}",
+            f"collect both at once: {command(f'collect {model} --hook {hooks[0]} --hook {hooks[1]}')}",
         )
 
 

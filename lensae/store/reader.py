@@ -14,6 +14,7 @@ import numpy as np
 
 from lensae.core.errors import DamagedError, UserError
 from lensae.core.paths import SetEntry
+from lensae.core.program import command
 from lensae.core.records import StoredDocument
 from lensae.store.schema import CHUNK_ROWS
 from lensae.store.shard import Shard
@@ -59,7 +60,7 @@ class SetReader:
         self.width = int(entry.manifest.width)
         self.shards = entry.manifest.shards
         if not entry.rows:
-            raise UserError(f"the activation set {entry.name} is empty", "collect into it: python main.py collect")
+            raise UserError(f"the activation set {entry.name} is empty", f"collect into it: {command('collect')}")
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from lensae.core.errors import DamagedError, LensaeError, unknown
+from lensae.core.program import command
 from lensae.core.records import CapturedDocument, StoredDocument, TokenSpan
 from lensae.store.memory_file import MemoryFile
 from lensae.store.schema import (
@@ -157,7 +158,7 @@ class Shard:
         if isinstance(error, FileNotFoundError):
             reason = "it is missing"
         return DamagedError(
-            f"shard {self.path} cannot be read: {reason}", "python main.py store verify names every fault"
+            f"shard {self.path} cannot be read: {reason}", f"{command('store verify')} names every fault"
         )
 
     def __enter__(self) -> Shard:

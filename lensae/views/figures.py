@@ -1,4 +1,7 @@
-"""PNG figures."""
+"""PNG figures.
+
+Shapes: F features.
+"""
 
 from __future__ import annotations
 

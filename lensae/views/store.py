@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lensae.core.program import command
 from lensae.stages.store import VerifyReport
 
 
@@ -43,7 +44,7 @@ def _unfinished(console: Console, saes: list[dict]) -> None:
             if sae["steps"]
             else "no checkpoint yet"
         )
-        state = "is in training" if sae["running"] else f"is unfinished; go on with: {sae['command']}"
+        state = "is in training" if sae["running"] else f"is unfinished; resume with: {sae['command']}"
         console.print(Text.assemble((f"SAE {sae['name']} ", "yellow"), (f"({reached}) {state}", "dim")), soft_wrap=True)
 
 
@@ -78,7 +79,7 @@ def repaired(console: Console, done: list, shards: int) -> None:
         state = "the same bytes as at first" if shard.same else "[yellow]not the same bytes as at first[/]"
         console.print(f"{shard.shard} made again: {shard.documents:,} documents, {state}")
     if not all(shard.same for shard in done):
-        console.print("another machine or version computes a little differently; index again: python main.py index")
+        console.print(f"another machine or version computes a little differently; index again: {command('index')}")
 
 
 def verified(console: Console, report: VerifyReport) -> None:

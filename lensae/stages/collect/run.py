@@ -52,7 +52,7 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
         corpus = load_corpus(options.corpus, options.reading)
         source = models.resolve(options.model)
         steering = find_steering(options.steer, options.sae, source)
-        options = _with_defaults(options, source, steering)
+        options = _with_defaults(options, source, steering, process)
         progress.say(f"loading {source.name}")
         model = load_model(source, options, steering, process.device)
         widths = model.widths(model.hooks)
@@ -74,9 +74,9 @@ def load_model(source, options: CollectOptions, steering: Steering | None, devic
     return models.load(source, options.hooks, device, options.compute_dtype, edited)
 
 
-def _with_defaults(options: CollectOptions, source, steering: Steering | None) -> CollectOptions:
+def _with_defaults(options: CollectOptions, source, steering: Steering | None, process: Process) -> CollectOptions:
     """The options with the batch size for the machine, and the name and the hook for the steering, filled in."""
-    size = options.batch_size or (GPU_BATCH if models.has_gpu() else CPU_BATCH)
+    size = options.batch_size or (GPU_BATCH if process.device != "cpu" else CPU_BATCH)
     options = replace(options, batch_size=size)
     if steering is None:
         return options

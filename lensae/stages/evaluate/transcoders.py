@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lensae.core.errors import UserError
 from lensae.core.paths import SaeEntry, SetEntry, find_set
+from lensae.core.program import command
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import SetReader
 
@@ -16,9 +17,9 @@ def target_of(reader: SetReader, sae_entry: SaeEntry, cfg: dict) -> SetReader | 
     """
     if "d_out" not in cfg:
         return None
-    hook, training = cfg.get("metadata", {}).get("hook_name_out"), sae_entry.training
-    here = training.get("set", {}).get("name") == reader.entry.name
-    trained_on = training.get("target", {}).get("name") if here else None
+    hook, record = cfg.get("metadata", {}).get("hook_name_out"), sae_entry.training
+    trained_here = record and record.target and record.set.name == reader.entry.name
+    trained_on = record.target.name if trained_here else None
     if not trained_on and not hook:
         raise UserError(
             f"the transcoder '{sae_entry.name}' does not say what it predicts",
@@ -51,6 +52,6 @@ def check_order(model, reader: SetReader, target: SetReader) -> None:
     if order.index(read) > order.index(predicted):
         raise UserError(
             f"the transcoder reads {read}, which the model computes after {predicted}, what it predicts",
-            f"train one the other way round: python main.py train --set {target.entry.name} "
-            f"--target {reader.entry.name}",
+            "train one the other way round: "
+            + command(f"train --set {target.entry.name} --target {reader.entry.name}"),
         )

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lensae.core.errors import DamagedError
+from lensae.core.program import command
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
@@ -44,7 +45,7 @@ class Column:
             missing -= block.size * self.dtype.itemsize
         if missing:
             what = "the shards do not hold as many values as they declare"
-            raise DamagedError(what, "python main.py store verify names every fault")
+            raise DamagedError(what, f"{command('store verify')} names every fault")
 
 
 class Table:
