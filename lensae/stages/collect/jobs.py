@@ -1,4 +1,4 @@
-"""The documents of a collection pass before they are run: one after the other, whatever the corpus's size."""
+"""The documents of a collection pass before they are run, as a stream: memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from lensae.core.errors import UserError
 from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 
-READ_TOKENS = 32  # that are read at a time for each continuation that would be written: 2,048 by default
+READ_TOKENS = 32  # tokens in a batch of texts for each prompt that a batch would have: 2,048 by default
 
 
 @dataclass(frozen=True)
 class Job:
-    """One document to be: its label, the tokens the model reads, how many it may add, its random stream's number."""
+    """One document to collect: its label, the tokens the model reads, how many it may add, and the number of its random
+    stream."""
 
     label: str
     ids: list[int]
@@ -23,7 +24,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """The most tokens the document can come to."""
+        """The largest number of tokens that the document can have."""
         return len(self.ids) + self.new
 
 

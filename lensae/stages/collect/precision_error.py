@@ -1,4 +1,7 @@
-"""What computing in fewer bits costs: the same text through the model both ways."""
+"""The error of computing in fewer bits, measured on one text.
+
+Shapes: T tokens, D width of the hook.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ def relative_errors(model, plain, ids: list[int], hooks) -> dict[str, float]:
     from lensae.model.read import read
 
     keep = ~np.isin(ids, sorted(model.text.special_ids))
-    found, expected = (read(one, [ids], hooks)[0].activations for one in (model, plain))
-    return {hook: _relative(found[hook][keep], expected[hook][keep]) for hook in hooks}
+    actual, expected = (read(one, [ids], hooks)[0].activations for one in (model, plain))
+    return {hook: _relative_error(actual[hook][keep], expected[hook][keep]) for hook in hooks}
 
 
-def _relative(x_TW: np.ndarray, expected_TW: np.ndarray) -> float:
-    difference = np.linalg.norm(x_TW.astype(np.float64) - expected_TW)
-    return float(difference / max(np.linalg.norm(expected_TW.astype(np.float64)), 1e-300))
+def _relative_error(x_TD: np.ndarray, expected_TD: np.ndarray) -> float:
+    difference = np.linalg.norm(x_TD.astype(np.float64) - expected_TD)
+    return float(difference / max(np.linalg.norm(expected_TD.astype(np.float64)), 1e-300))
