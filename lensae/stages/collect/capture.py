@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lensae.core.errors import LensaeError
 from lensae.core.records import GENERATED, PROMPT, CapturedDocument
 from lensae.stages.collect.jobs import Job
+
+if TYPE_CHECKING:
+    from lensae.model.generate import Written
+    from lensae.model.language_model import Edit, LanguageModel
+    from lensae.stages.collect.options import CollectOptions
 
 
 class Capture:
@@ -18,7 +24,9 @@ class Capture:
     A batch that the device has no memory for is run in halves, and so is every later one.
     """
 
-    def __init__(self, model, options, hooks: Sequence[str], edits: Sequence = ()):
+    def __init__(
+        self, model: LanguageModel, options: CollectOptions, hooks: Sequence[str], edits: Sequence[Edit] = ()
+    ) -> None:
         self.model, self.options, self.hooks, self.edits = model, options, list(hooks), list(edits)
         self.special = np.array(sorted(model.text.special_ids), np.int64)
         self.batch_limit: int | None = None  # documents at a time, once memory has run out
@@ -41,7 +49,7 @@ class Capture:
                 yield storable(self._document(job, result), self.options.dtype, self.options.skip_bad)
             first += len(jobs)
 
-    def _run(self, batch: list[Job]):
+    def _run(self, batch: list[Job]) -> list[Written]:
         from lensae.model.generate import generate
         from lensae.model.read import read
 
@@ -61,7 +69,7 @@ class Capture:
         release()
         self.batch_limit = size // 2
 
-    def _document(self, job: Job, result) -> CapturedDocument:
+    def _document(self, job: Job, result: Written) -> CapturedDocument:
         """Drop special tokens and keep the position of every other one in the text.
 
         The prompt is the part of the text that the model read, its chat template included; plain text has none.

@@ -53,7 +53,7 @@ class CollectOptions:
         """How continuations are drawn."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.seed)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "compute_dtype": COMPUTE_DTYPES, "compress": (None, *COMPRESSIONS)}
         for field, known in choices.items():
             if getattr(self, field) not in known:

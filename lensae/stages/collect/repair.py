@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from lensae.core.durable import write_file
 from lensae.core.errors import LensaeError, UserError
@@ -26,6 +27,10 @@ from lensae.stages.shared.models import source_of
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.store import shard as shards
 from lensae.store.verify import verify
+
+if TYPE_CHECKING:
+    from lensae.model.language_model import Edit, LanguageModel
+    from lensae.model.source import ModelSource
 
 
 @dataclass(frozen=True)
@@ -70,18 +75,18 @@ class RecordedPass:
 
     options: CollectOptions
     corpus: Corpus
-    model: object
-    edits: list
+    model: LanguageModel
+    edits: list[Edit]
     processes: int
 
 
-def _recorded_pass(entry: SetEntry, number: int, source) -> RecordedPass:
+def _recorded_pass(entry: SetEntry, number: int, source: ModelSource) -> RecordedPass:
     """A pass with the corpus, the model and the edits it was collected with; raises UserError when any has changed."""
     record = entry.manifest.passes[number]
     spec = dict(record.spec)
     digest, _name, recorded_steering = (spec.pop(key, None) for key in ("corpus_sha256", "corpus", "steering"))
-    given = {"hooks": (entry.manifest.hook,), "corpus": record.corpus, "dtype": entry.manifest.dtype}
-    options = CollectOptions(**spec, **given)
+    spec |= {"hooks": (entry.manifest.hook,), "corpus": record.corpus, "dtype": entry.manifest.dtype}
+    options = CollectOptions(**spec)
     corpus = load_corpus(options.corpus, options.reading)
     if corpus.sha256 != digest:
         raise UserError(f"{options.corpus} is not the text that pass {number} was collected from", "bring it back")

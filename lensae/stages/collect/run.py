@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae import model as models
 from lensae.core.errors import LensaeError, UserError
@@ -19,7 +20,7 @@ from lensae.core.records import PROMPT
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
 from lensae.stages.collect.capture import Capture
-from lensae.stages.collect.jobs import batches, expected_tokens, jobs
+from lensae.stages.collect.jobs import Job, batches, expected_tokens, jobs
 from lensae.stages.collect.options import CollectOptions, CollectReport
 from lensae.stages.collect.steering import Steering, find_steering
 from lensae.stages.shared.processes import Process, process_group
@@ -27,6 +28,11 @@ from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.shard import Shard
 from lensae.store.view import write_view
 from lensae.store.writer import SetWriter, header
+
+if TYPE_CHECKING:
+    from lensae.model.language_model import LanguageModel
+    from lensae.model.source import ModelSource
+
 
 ROW_MAP_BYTES = 32  # token, document, position, characters in the text, origin, and a share of the text itself
 NOT_IN_SPEC = ("model", "hooks", "dtype", "name", "corpus", "steer", "sae")  # not part of what makes passes the same
@@ -68,13 +74,17 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
             return _report(model, writers, complete) if process.is_first else None
 
 
-def load_model(source, options: CollectOptions, steering: Steering | None, device: str | None = None):
+def load_model(
+    source: ModelSource, options: CollectOptions, steering: Steering | None, device: str | None = None
+) -> LanguageModel:
     """The model of a pass, able to be edited as `steering` asks."""
     edited = [steering.hook] if steering else []
     return models.load(source, options.hooks, device, options.compute_dtype, edited)
 
 
-def _with_defaults(options: CollectOptions, source, steering: Steering | None, process: Process) -> CollectOptions:
+def _with_defaults(
+    options: CollectOptions, source: ModelSource, steering: Steering | None, process: Process
+) -> CollectOptions:
     """The options with the batch size for the machine, and the name and the hook for the steering, filled in."""
     size = options.batch_size or (GPU_BATCH if process.device != "cpu" else CPU_BATCH)
     options = replace(options, batch_size=size)
@@ -85,7 +95,14 @@ def _with_defaults(options: CollectOptions, source, steering: Steering | None, p
 
 
 def _open_writers(
-    stack: ExitStack, model, options, corpus: Corpus, steering, widths, command: str, process: Process
+    stack: ExitStack,
+    model: LanguageModel,
+    options: CollectOptions,
+    corpus: Corpus,
+    steering: Steering | None,
+    widths: dict[str, int],
+    command: str,
+    process: Process,
 ) -> list[SetWriter]:
     model_record = _model_record(model)
     settings = {k: v for k, v in asdict(options).items() if k not in NOT_IN_SPEC}
@@ -117,7 +134,7 @@ def _open_writers(
     return writers
 
 
-def _model_record(model) -> ModelRecord:
+def _model_record(model: LanguageModel) -> ModelRecord:
     source = model.source
     return ModelRecord(
         name=source.name,
@@ -130,7 +147,14 @@ def _model_record(model) -> ModelRecord:
     )
 
 
-def _record_precision(model, options: CollectOptions, corpus: Corpus, steering, writers, progress: Progress) -> None:
+def _record_precision(
+    model: LanguageModel,
+    options: CollectOptions,
+    corpus: Corpus,
+    steering: Steering | None,
+    writers: list[SetWriter],
+    progress: Progress,
+) -> None:
     """Measure the error of a shorter compute dtype, say it, and record it with the pass."""
     if options.compute_dtype == "float32":
         return
@@ -140,11 +164,20 @@ def _record_precision(model, options: CollectOptions, corpus: Corpus, steering, 
     errors = relative_errors(model, plain, next(jobs(model, corpus, options)).ids, model.hooks)
     for writer in writers:
         writer.pass_record.relative_error = errors[writer.manifest.hook]
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=lambda hook: errors[hook])
     progress.say(f"{options.compute_dtype}: relative error {errors[worst]:.1e} against float32 ({worst})")
 
 
-def _run(model, options, corpus: Corpus, steering, expected: int, writers: list[SetWriter], progress, process) -> None:
+def _run(
+    model: LanguageModel,
+    options: CollectOptions,
+    corpus: Corpus,
+    steering: Steering | None,
+    expected: int,
+    writers: list[SetWriter],
+    progress: Progress,
+    process: Process,
+) -> None:
     # Sets of one pass may be interrupted at different shards: each writer skips the documents that it has.
     done = [writer.documents_done for writer in writers]
     capture = Capture(model, options, model.hooks, steering.edits(model.device) if steering else ())
@@ -171,7 +204,7 @@ def _run(model, options, corpus: Corpus, steering, expected: int, writers: list[
     process.barrier()
 
 
-def _collect_batch(capture: Capture, batch: list, number: int, writers: list[SetWriter], done: list[int]) -> None:
+def _collect_batch(capture: Capture, batch: list[Job], number: int, writers: list[SetWriter], done: list[int]) -> None:
     """Run a batch whose first document is this process's `number`-th, unless every writer has all of it."""
     if number + len(batch) <= min(done):
         return
@@ -183,8 +216,9 @@ def _collect_batch(capture: Capture, batch: list, number: int, writers: list[Set
 
 def _permanent_name(corpus: Corpus, options: CollectOptions) -> str:
     """How the corpus can be found again from any directory: a file by its absolute path, the rest by name."""
-    is_file = isinstance(corpus.source, Path) and Path(options.corpus).is_file()
-    return str(corpus.source.resolve()) if is_file else options.corpus
+    if isinstance(corpus.source, Path) and Path(options.corpus).is_file():
+        return str(corpus.source.resolve())
+    return options.corpus
 
 
 def _names(hooks: tuple[str, ...]) -> str:
@@ -192,7 +226,7 @@ def _names(hooks: tuple[str, ...]) -> str:
 
 
 def _check_free_space(
-    options: CollectOptions, widths: dict[str, int], expected: int, writers, progress: Progress
+    options: CollectOptions, widths: dict[str, int], expected: int, writers: list[SetWriter], progress: Progress
 ) -> None:
     """Say how much disk space the rest of the pass may take; raise LensaeError when there is less."""
     item = 2 if options.dtype == "float16" else 4
@@ -208,7 +242,7 @@ def _check_free_space(
         )
 
 
-def _report(model, writers: list[SetWriter], already_complete: bool) -> CollectReport:
+def _report(model: LanguageModel, writers: list[SetWriter], already_complete: bool) -> CollectReport:
     first, record = writers[0], writers[0].pass_record
     prompt_rows = 0
     for listed in first.shards_of_pass():

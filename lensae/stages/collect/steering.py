@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lensae.core import registry
 from lensae.core.durable import read_json
@@ -10,6 +11,10 @@ from lensae.core.errors import UserError
 from lensae.core.paths import store_root
 from lensae.stages.features import Lookup, open_lookup
 from lensae.stages.index import check_match
+
+if TYPE_CHECKING:
+    from lensae.model.source import ModelSource
+
 
 FORM = "FEATURE[:SCALE[:OPERATION]], for example 447:2 or 447:1:add"
 
@@ -52,7 +57,7 @@ class Steering:
         return [FeatureEdit(self.hook, sae, one.feature, one.value, one.operation) for one in self.features]
 
 
-def find_steering(arguments: tuple[str, ...], sae_name: str | None, source) -> Steering | None:
+def find_steering(arguments: tuple[str, ...], sae_name: str | None, source: ModelSource) -> Steering | None:
     """The steering that the values of `--steer` mean (None without any) for the model `source`, by the named or the
     current SAE.
 
@@ -74,7 +79,7 @@ def find_steering(arguments: tuple[str, ...], sae_name: str | None, source) -> S
     return Steering(lookup.entry.manifest.hook, str(name), weights_digest(path), features)
 
 
-def as_recorded(record: dict | None, source) -> Steering | None:
+def as_recorded(record: dict | None, source: ModelSource) -> Steering | None:
     """The recorded steering of a pass; raises UserError when the SAE or the feature's maximum has changed since."""
     if record is None:
         return None
