@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lensae.records import LabelScore
+from lensae.core.records import LabelScore
 from lensae.store.reader import SetReader
 
 

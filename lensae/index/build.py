@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lensae.durable import clear_partials
+from lensae.core.durable import clear_partials
+from lensae.core.manifest import ShardRecord
 from lensae.index.encode import encode_shard
 from lensae.index.file import Segment, is_made_from, open_segment, write_segment
 from lensae.index.manifest import (
@@ -54,15 +55,6 @@ class ShardSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """A shard as the set's manifest lists it."""
-
-    file: str
-    rows: int
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Step:
     """What is done for one shard: its rows are encoded (`encode`) or are on disk, and become a segment of their own
     unless they are in one on disk; `kept` is such a segment, taken as it is once the rows of all its shards are there.
@@ -91,7 +83,8 @@ def build_index(
         clear_partials(part)
     builder = _Builder(folder, shards, source, sae_sha256)
     steps = list(builder.steps())
-    workers = min(MOST_WORKERS, WEIGHT_COPIES // sae.tensors["W_enc"].nbytes)
+    W_enc = sae.tensors["W_enc"]
+    workers = min(MOST_WORKERS, WEIGHT_COPIES // W_enc.nbytes) if W_enc.device.type == "cpu" else 1
     with closing(in_threads(lambda step: builder.make(step, sae), steps, workers)) as made:
         for step, _none in zip(steps, made, strict=True):
             builder.take(step)

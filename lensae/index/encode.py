@@ -1,6 +1,6 @@
 """From the rows of a shard to the features that fire on them.
 
-Shapes: B rows of a batch, D d_model, P firings.
+Shapes: B rows of a batch, D d_model, P firings, T rows of a shard; a 1 behind a letter is one more.
 """
 
 from __future__ import annotations

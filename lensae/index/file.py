@@ -26,8 +26,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lensae.durable import new_file
-from lensae.errors import DamagedError
+from lensae.core.durable import new_file
+from lensae.core.errors import DamagedError
+from lensae.core.program import command
 
 SCHEMA = 2
 # Bin i of a feature's histogram holds activations from EDGES[i] up to EDGES[i + 1]: steps of a factor sqrt(2), 2^-8 to
@@ -104,7 +105,7 @@ def open_segment(path: Path) -> Iterator[Segment]:
 
 def damaged(path: Path) -> DamagedError:
     """The error for an index file that cannot be read."""
-    return DamagedError(f"the index file {path} cannot be read", "build it again: python main.py index")
+    return DamagedError(f"the index file {path} cannot be read", f"build it again: {command('index')}")
 
 
 def is_made_from(path: Path, source: str) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lensae.durable import read_json, write_json
-from lensae.errors import DamagedError
+from lensae.core.durable import read_json, write_json
+from lensae.core.errors import DamagedError
+from lensae.core.program import command
 from lensae.index.file import SCHEMA
 
 MANIFEST, SUMMARY = "index.json", "summary.h5"
@@ -78,10 +79,10 @@ def read_manifest(folder: Path) -> IndexManifest | None:
         shards, shard_rows = (tuple(record.pop(name)) for name in ("shards", "shard_rows"))
         manifest = IndexManifest(shards=shards, shard_rows=shard_rows, summary=summary, **files, **record)
     except (KeyError, TypeError) as error:
-        raise DamagedError(f"{path} cannot be used ({error})", "build it again: python main.py index") from None
+        raise DamagedError(f"{path} cannot be used ({error})", f"build it again: {command('index')}") from None
     lengths = [len(column) for column in (shard_rows, manifest.rows, shards)]
     if len(set(lengths)) > 1 or len(manifest.segments) != len(plan(len(shards))):
-        raise DamagedError(f"{path} does not list as many files as it should", "build it again: python main.py index")
+        raise DamagedError(f"{path} does not list as many files as it should", f"build it again: {command('index')}")
     return manifest
 
 

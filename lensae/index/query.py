@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
+from lensae.core.program import command
+from lensae.core.records import FeatureStats, LabelScore, Posting
 from lensae.index.file import Segment, open_file, open_segment
 from lensae.index.manifest import SegmentRange, plan, read_manifest
 from lensae.index.tables import Entries, Table, contexts, documents, labels, postings, tokens
 from lensae.index.vocabulary import LabelNames, Texts
-from lensae.records import FeatureStats, LabelScore, Posting
 
 BLOCK = 64
 LEAST_DOCUMENTS = 10  # with a label, in which a feature must fire to be listed by label
@@ -48,7 +49,7 @@ class Index:
     def __init__(self, folder: Path):
         manifest = read_manifest(folder)
         if manifest is None:
-            raise UserError("the feature index is missing", "build it with: python main.py index")
+            raise UserError("the feature index is missing", f"build it with: {command('index')}")
         self.folder, self.manifest, self.features = folder, manifest, manifest.features
         self.rows = sum(manifest.shard_rows)
         self._first_row = np.cumsum([0, *manifest.shard_rows])

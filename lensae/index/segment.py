@@ -1,6 +1,6 @@
 """The segment of one shard, made in memory from the features of its rows.
 
-Shapes: P firings, T rows of the shard, F features; a 1 behind a letter is one more.
+Shapes: P firings, T rows of the shard, F features, N documents; a 1 behind a letter is one more.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lensae.sae import functional
-from lensae.sae.kernels import Active, above, topk
+from lensae.sae.kernels import Active, encode_above, encode_topk
 
 
 def _linear(x, cfg: dict, tensors: dict) -> torch.Tensor:
@@ -34,20 +34,20 @@ ENCODERS = {**ENCODERS, "transcoder": ENCODERS["standard"], "jumprelu_transcoder
 
 
 def _sparse_linear(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
-    return above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"])
+    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"])
 
 
 def _sparse_topk(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
-    return topk(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], int(cfg["k"]))
+    return encode_topk(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], int(cfg["k"]))
 
 
 def _sparse_jumprelu(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
-    return above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], tensors["threshold"])
+    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], tensors["threshold"])
 
 
 def _sparse_gated(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
     """The magnitude is computed from the product that the gate took: the two differ by a factor and biases."""
-    opened = above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_gate"])
+    opened = encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_gate"])
     b_gate_N, r_mag_N, b_mag_N = (opened.each(tensors[name]) for name in ("b_gate", "r_mag", "b_mag"))
     return opened.of(((opened.value - b_gate_N) * r_mag_N.exp() + b_mag_N).relu())
 

@@ -1,26 +1,30 @@
-"""index: every feature of an SAE over every row of its set, as an inverted file with tables of tokens and labels."""
+"""index: every feature of an SAE over every row of its set, as an inverted file with tables of tokens and labels.
+
+Shapes: T rows of a shard, N documents, S input tokens, F features; a 1 behind a letter is one more.
+"""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lensae.durable import read_json, write_json
-from lensae.errors import DamagedError, LensaeError, UserError
-from lensae.index.build import ShardRecord, build_index
+from lensae.core.device import current_device
+from lensae.core.durable import read_json, write_json
+from lensae.core.errors import DamagedError, LensaeError, UserError
+from lensae.core.locks import FolderLock
+from lensae.core.paths import SaeEntry, SetEntry, find_pair
+from lensae.index.build import build_index
 from lensae.index.manifest import out_of_date
 from lensae.index.query import Index
 from lensae.index.tables import ShardColumns
 from lensae.index.verify import verify_index
-from lensae.paths import SaeEntry, SetEntry, find_pair
-from lensae.stages.progress import Progress, Silent
+from lensae.sae.formats._layout import WEIGHTS, weights_digest
+from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS
 
@@ -75,16 +79,16 @@ class SetSource:
 
 def check_match(entry: SetEntry, sae_entry: SaeEntry, cfg: dict) -> None:
     """Raise UserError when the SAE was not trained on this set's model and hook."""
-    model = entry.manifest["model"]
+    model = entry.manifest.model
     metadata = cfg.get("metadata", {})
-    if int(cfg["d_in"]) != int(entry.manifest["width"]):
+    if int(cfg["d_in"]) != int(entry.manifest.width):
         raise UserError(
-            f"SAE '{sae_entry.name}' takes {cfg['d_in']} dimensions, {entry.name} has {entry.manifest['width']}",
+            f"SAE '{sae_entry.name}' takes {cfg['d_in']} dimensions, {entry.name} has {entry.manifest.width}",
             "choose the set it was trained on with --set",
         )
     facts = (
-        ("model", metadata.get("model_weights_sha256"), model["weights_sha256"]),
-        ("hook", metadata.get("hook_name"), entry.manifest["hook"]),
+        ("model", metadata.get("model_weights_sha256"), model.weights_sha256),
+        ("hook", metadata.get("hook_name"), entry.manifest.hook),
     )
     for what, of_sae, of_set in facts:
         if of_sae and of_sae != of_set:
@@ -123,8 +127,8 @@ def build(
 
 def why_out_of_date(reader: SetReader, sae_entry: SaeEntry) -> str:
     """Why the SAE's index is not one of the set as it is now, as the end of a sentence; "" when it is."""
-    shards = [shard["sha256"] for shard in reader.shards]
-    return out_of_date(sae_entry.index_path, shards, lambda: weights_digest(sae_entry))
+    shards = [shard.sha256 for shard in reader.shards]
+    return out_of_date(sae_entry.index_path, shards, lambda: current_digest(sae_entry))
 
 
 def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress, verify: bool = False) -> int:
@@ -133,7 +137,7 @@ def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress,
     Of several processes one builds and the others wait for it. Raises LensaeError where the folder cannot be written.
     """
     folder = sae_entry.index_path
-    with _one_builder(folder, progress):
+    with _lock(folder, progress):
         damaged = verify and _remove_damaged(folder, progress)
         reason = why_out_of_date(reader, sae_entry) or ("is damaged" if damaged else "")
         if not reason:
@@ -144,15 +148,14 @@ def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress,
 
 def _build(reader: SetReader, sae_entry: SaeEntry, progress: Progress) -> int:
     from lensae.model.precision import fast_matmul
-    from lensae.sae.checkpoint import load
+    from lensae.sae.formats.saelens import load
 
-    sae = load(sae_entry.path)
+    sae = load(sae_entry.path).to(current_device())
     check_match(reader.entry, sae_entry, sae.cfg)
-    shards = [ShardRecord(**{name: shard[name] for name in ("file", "rows", "sha256")}) for shard in reader.shards]
     progress.start(f"indexing {sae.d_sae:,} features", reader.rows, "rows")
     digest, folder = _stamp_weights(sae_entry), sae_entry.index_path
     with fast_matmul():
-        return build_index(folder, shards, SetSource(reader), sae, digest, progress.advance)
+        return build_index(folder, reader.shards, SetSource(reader), sae, digest, progress.advance)
 
 
 def _remove_damaged(folder: Path, progress: Progress) -> bool:
@@ -164,46 +167,36 @@ def _remove_damaged(folder: Path, progress: Progress) -> bool:
     return bool(faults)
 
 
-@contextmanager
-def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold the index's lock, which is let go of when the process ends, however it ends."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
+def _lock(folder: Path, progress: Progress) -> FolderLock:
+    """The lock of the index, once no other process has it; raises LensaeError where the folder cannot be written."""
+    activity = "building the feature index in"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            progress.say("another process is building the feature index: waiting for it")
-            lock.acquire()
+            return FolderLock(folder, activity=activity)
+        except LensaeError as error:
+            progress.say(f"{error.what}: waiting for it")
+            return FolderLock(folder, activity=activity, wait=True)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         what = f"the feature index has to be built, and {folder} cannot be written"
         raise LensaeError(what, "build it where it can be, or make the folder writable") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
-def weights_digest(sae_entry: SaeEntry) -> str:
+def current_digest(sae_entry: SaeEntry) -> str:
     """The sha256 of the SAE's weights; remembered in the index while their file has the same size and time."""
-    stamp = sae_entry.index_path / WEIGHTS_STAMP
     try:
-        known = read_json(stamp)
+        known = read_json(sae_entry.index_path / WEIGHTS_STAMP)
     except DamagedError:
         known = {}
-    if {**known, "sha256": ""} == {**_file_facts(sae_entry.weights_path), "sha256": ""}:
+    if {**known, "sha256": ""} == {**_file_facts(sae_entry.path / WEIGHTS), "sha256": ""}:
         return known["sha256"]
-    return _sha256(sae_entry.weights_path)
+    return weights_digest(sae_entry.path)
 
 
 def _stamp_weights(sae_entry: SaeEntry) -> str:
-    """The sha256 of the SAE's weights, and remember it."""
-    facts = _file_facts(sae_entry.weights_path)
-    digest = _sha256(sae_entry.weights_path)
+    """The sha256 of the SAE's weights, which is remembered."""
+    facts, digest = _file_facts(sae_entry.path / WEIGHTS), weights_digest(sae_entry.path)
     write_json(sae_entry.index_path / WEIGHTS_STAMP, {**facts, "sha256": digest})
     return digest
 
@@ -211,8 +204,3 @@ def _stamp_weights(sae_entry: SaeEntry) -> str:
 def _file_facts(path: Path) -> dict[str, int]:
     status = path.stat()
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

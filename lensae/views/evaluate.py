@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lensae.sae.bootstrap import LEVEL, RESAMPLES
+from lensae.stages.evaluate.report import LEVEL, RESAMPLES
 
 FIGURES = [
     ("L0", "l0", "{:.1f}"),

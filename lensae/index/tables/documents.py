@@ -1,4 +1,7 @@
-"""The documents in which a feature fires, in order, and its largest and its summed activation in each."""
+"""The documents in which a feature fires, in order, and its largest and its summed activation in each.
+
+Shapes: P firings, T rows of a shard.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every row on which a feature fires, in order of falling activation and then of rows."""
+"""Every row on which a feature fires, in order of falling activation and then of rows.
+
+Shapes: P firings.
+"""
 
 from __future__ import annotations
 
