@@ -38,7 +38,7 @@ class TrainingRecord:
     or resumes it. `completed_at` is "", and what follows is not known, until the SAE is whole on disk.
 
     `plan` holds the numbers that the recipe left open, `scale` and `target_scale` the factors of the rows in training,
-    `heldout` the figures on all held-out rows, `heldout_limit` which documents those are of
+    `heldout` the figures on held-out rows, `heldout_limit` which documents those are of
     (lensae.store.reader.Split), `encoder_agreement` the share of the features that an encoder in fewer bits selects as
     float32 does, `kernels` which kernels were timed and chosen, where there was a choice, `weights_sha256` the digest
     of sae_weights.safetensors.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import HOOK, MODEL, documents, write_set
+from helpers import MODEL, documents, write_set
 
 from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError
@@ -34,8 +34,8 @@ def save_sae(folder: Path, record: bool = True, **more) -> SAE:
 
 
 def write_record(folder: Path, **values: str) -> None:
-    """A training.json with these values."""
-    trained_on = SetRecord(name="toy", hook=HOOK, rows=1, model=MODEL, shards_sha256=[])
+    """A record of a training on a set that is not there."""
+    trained_on = SetRecord(name="toy/made-up", hook="made-up", rows=1, model=MODEL, shards_sha256=[])
     write_json(folder / "training.json", TrainingRecord(recipe=TrainRecipe(), set=trained_on, **values).to_json())
 
 
@@ -130,7 +130,7 @@ def test_bfloat16_weights_are_no_fault(sae_folder):
 
 def test_an_unfinished_training_is_no_fault(sae_folder):
     shutil.copytree(sae_folder, sae_folder.with_name("unfinished"))
-    write_record(sae_folder.with_name("unfinished"))
+    write_record(sae_folder.with_name("unfinished"), completed_at="")
     (sae_folder.with_name("unfinished") / saelens.WEIGHTS).unlink()
     report = stage.verify()
     assert report.saes == 2 and not report.faults

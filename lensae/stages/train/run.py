@@ -182,7 +182,7 @@ class _LoopCallbacks:
 def _finish(
     data: TrainingData, training: Training, stop: Callable[[], bool], group: ProcessGroup
 ) -> TrainReport | LensaeError | None:
-    """Calibrate, measure on all held-out rows and save, in the first process; None in the others."""
+    """Calibrate, measure on held-out rows and save, in the first process; None in the others."""
     from lensae.sae.formats import saelens
     from lensae.sae.train.loop import result
 
