@@ -1,4 +1,4 @@
-"""An answer within some seconds, or none: for calls to a network that may not be there."""
+"""A call with a time limit, for networks that may not answer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
-    """Run `call` and return what it raised (None when it came through), or TimeoutError when it took too long.
+    """Run `call` and return the exception that it raised (None if it returned), or TimeoutError after `seconds`.
 
-    A call that is too slow is left behind in a thread that does not hold up the end of the program.
+    A call that takes longer goes on in a daemon thread, which does not delay the end of the program.
     """
     outcome: list[BaseException | None] = []
 
@@ -17,7 +17,7 @@ def within(seconds: float, call: Callable[[], object]) -> BaseException | None:
         try:
             call()
             outcome.append(None)
-        except BaseException as error:  # handed to whoever waits, who says what it means
+        except BaseException as error:  # returned to the caller
             outcome.append(error)
 
     thread = threading.Thread(target=run, daemon=True)

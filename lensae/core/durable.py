@@ -1,4 +1,4 @@
-"""Writing whole or not at all: a file or folder that has its name is complete, whatever was killed meanwhile."""
+"""Atomic writes: a file or folder that has its final name is complete, even if the process was killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,21 +30,21 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write `value` so that a reader sees the old file or the new one, never half of either."""
+    """Write `value` atomically: a reader sees the old file or the new one, never half of either."""
     write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write and fsync `data` beside its place and rename it; nothing is left behind when that fails (a full disk)."""
+    """Write and fsync `data` beside `path` and rename it; nothing is left behind when that fails (a full disk)."""
     with new_file(path) as partial:
         partial.write_bytes(data)
 
 
 @contextmanager
 def new_file(path: Path, keep: bool = False) -> Iterator[Path]:
-    """Give the place beside `path` where a large file is built piece by piece; it is fsynced and renamed at the end.
+    """Give a temporary path beside `path` to write a large file to; it is fsynced and renamed to `path` at the end.
 
-    Nothing is left behind when that fails. Raises FileExistsError when `keep` is set and `path` has come into being.
+    Nothing is left behind when that fails. Raises FileExistsError when `keep` is set and `path` exists by then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
@@ -61,37 +61,33 @@ def new_file(path: Path, keep: bool = False) -> Iterator[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where this process builds what will be `path`: two processes never build in one place."""
+    """The temporary path under which this process builds `path`; no two processes share one."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def clear_partials(folder: Path) -> None:
-    """Remove from `folder` what processes that are no longer alive left half built."""
+    """Remove from `folder` the partial files and folders of processes that are no longer alive."""
     for path in folder.glob(".*.partial"):
         match = PARTIAL.search(path.name)
-        if match and not _alive(int(match[1])):
+        if match and not _is_alive(int(match[1])):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # somebody else's process
-    return True
+def _is_alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 class Folder:
-    """A folder that is filled beside its place and renamed into it at the end; nothing stays when that fails.
+    """A folder that is filled under a temporary name and renamed to `target` at the end; nothing stays on failure.
 
-    Use it as a context manager that gives the folder to fill. When `target` has come into being meanwhile, `taken`
-    decides: it is called with the target and returns another place, or None to drop what was built.
+    Use it as a context manager that gives the folder to fill. When `target` exists by the end, `resolve_conflict` is
+    called with it and returns another target, or None to drop the new folder.
     """
 
-    def __init__(self, target: Path, taken=lambda target: None):
-        self.target, self.taken = target, taken
+    def __init__(self, target: Path, resolve_conflict: Callable[[Path], Path | None] = lambda target: None):
+        self.target, self.resolve_conflict = target, resolve_conflict
 
     def __enter__(self) -> Path:
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +106,7 @@ class Folder:
 
     def _move(self) -> None:
         while self.target.exists():
-            other = self.taken(self.target)
+            other = self.resolve_conflict(self.target)
             if other is None:
                 return
             self.target = other

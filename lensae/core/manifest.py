@@ -2,8 +2,9 @@
 
 It may have been edited by hand, so every entry is checked when it is read, once.
 
-    manifest.json    everything, as it was when a pass began or was finished
-    shards.jsonl     a line for every shard finished since: adding one costs the same however many there are
+    manifest.json      everything, as it was when a pass began or was finished
+    shards.jsonl       a line for each shard finished since: adding one costs the same however many shards the set has
+    shards-<n>.jsonl   the same of process n, where several collect
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ from lensae.core.errors import DamagedError
 NEWEST = 1  # the schema of shards and manifests that this version writes
 SHARD_FILE = re.compile(r"\d{5,}(-\d+)?\.h5")
 HINT = "it was edited or cut short"
-MANIFEST, JOURNAL = "manifest.json", "shards.jsonl"
+MANIFEST, JOURNALS = "manifest.json", "shards*.jsonl"
 R = TypeVar("R")
 
 
@@ -73,10 +75,15 @@ class ShardRecord:
     dropped: int = 0
     rank: int = 0
 
+    @property
+    def number(self) -> int:
+        """The number in the file's name."""
+        return int(self.file.removesuffix(".h5").partition("-")[0])
+
 
 @dataclass(kw_only=True)
 class Manifest:
-    """Everything that a set says of itself."""
+    """Everything that is recorded of a set."""
 
     schema: int
     model: ModelRecord
@@ -112,35 +119,51 @@ def shard_from_json(value: object, where: str) -> ShardRecord:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the set in `folder`, with the shards of its journal; raises DamagedError when it is unusable."""
-    path, journal = folder / MANIFEST, folder / JOURNAL
+    path = folder / MANIFEST
+    # The journals first: a writer that folds them into the manifest meanwhile leaves each shard in one of the two.
+    journalled = read_journals(folder)
     manifest = manifest_from_json(read_json(path), path)
-    if journal.is_file():
-        listed = {shard.file for shard in manifest.shards}
-        # A kill may leave the end of a line unwritten; that shard has its name already and is listed again by it.
-        lines = journal.read_bytes().split(b"\n")[:-1]
-        added = [shard_from_json(_parsed(line, journal), f"{journal}: line {i}") for i, line in enumerate(lines, 1)]
-        manifest.shards += [shard for shard in added if shard.file not in listed]
-        manifest.shards.sort(key=lambda shard: shard.file)
-        check_shards(manifest, journal)
+    add_shards(manifest, journalled)
+    check_shards(manifest, path)
     return manifest
 
 
-def _parsed(line: bytes, path: Path) -> object:
+def add_shards(manifest: Manifest, shards: list[ShardRecord]) -> None:
+    """List those of `shards` that the manifest does not have, all in the order of their numbers and ranks."""
+    listed = {shard.file for shard in manifest.shards}
+    manifest.shards += [shard for shard in shards if shard.file not in listed]
+    manifest.shards.sort(key=lambda shard: (shard.number, shard.rank))
+
+
+def read_journals(folder: Path) -> list[ShardRecord]:
+    """The shards in the journals of the set in `folder`."""
+    return [shard for path in sorted(folder.glob(JOURNALS)) for shard in _read_journal(path)]
+
+
+def _read_journal(path: Path) -> Iterator[ShardRecord]:
     try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DamagedError(f"{path} is not JSON lines ({error})", HINT) from None
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:  # folded into the manifest since it was listed
+        return
+    # A kill can cut the last line short. Its shard is on disk: the next writer lists it again.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DamagedError(f"{path} is not JSON lines ({error})", HINT) from None
+        yield shard_from_json(value, f"{path}: line {number}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json whole, the journal's shards included, and remove the journal."""
+    """Write manifest.json whole, with all shards of the journals in `manifest`, and remove the journals."""
     write_json(folder / MANIFEST, manifest.to_json())
-    (folder / JOURNAL).unlink(missing_ok=True)
+    for path in folder.glob(JOURNALS):
+        path.unlink()
 
 
 def append_shard(folder: Path, shard: ShardRecord) -> None:
-    """Add one shard to the journal, on disk when this returns."""
-    with open(folder / JOURNAL, "ab") as file:
+    """Add one shard to the journal of the process that wrote it; the line is on disk when this returns."""
+    with open(folder / (f"shards-{shard.rank}.jsonl" if shard.rank else "shards.jsonl"), "ab") as file:
         file.write(json.dumps(shard_to_json(shard)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,11 +1,11 @@
-"""The process's memory: keeping what comes and goes at every step, and how much it has been."""
+"""The process's memory: keeping freed blocks for the next step, and the peak."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import re
-import resource
+import sys
 from pathlib import Path
 
 from lensae.core.process_state import is_library_call
@@ -15,10 +15,9 @@ LARGEST = 32 * 2**20  # glibc takes no higher threshold
 
 
 def keep_freed_memory(any_size: bool = False) -> bool:
-    """Let glibc keep freed blocks of up to 32 MiB, or of `any_size`, for the next step, and say whether it does
-    (mallopt(3)).
+    """Let glibc keep freed blocks of up to 32 MiB, or of `any_size`, for the next step; returns whether it does.
 
-    By default it gives each back to the kernel, and every page of the next one is faulted in again, which costs a
+    By default it returns each block to the kernel, and every page of the next one is faulted in again, which costs a
     model's large activations more time than the arithmetic on them. Training asks for `any_size`: its blocks of
     pre-activations pass 32 MiB in a wide SAE, and are the same at every step, so that nothing is kept in vain; those
     of collecting differ with the lengths of the texts, and larger ones are let go of. It lasts for the life of the
@@ -32,9 +31,15 @@ def keep_freed_memory(any_size: bool = False) -> bool:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The largest resident memory of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage tells there may be the memory of the process that started this one
+    if status.is_file():  # on Linux getrusage may report the memory of the process that started this one
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

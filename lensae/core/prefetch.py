@@ -1,51 +1,31 @@
-"""An iterator whose next items are made in a thread while the current one is used."""
+"""An iterator whose next items are computed in a thread while the current one is used."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from queue import Full, Queue
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
-POLL_S = 0.1
+END = object()
 
 
-def prefetch(source: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The items of `source` in order, at most `depth` of them made before they are asked for.
+def prefetch(source: Iterable[T], depth: int = 2, name: str = "prefetch") -> Generator[T, None, None]:
+    """The items of `source` in order, `depth` of them computed before they are asked for, by a thread `lensae-<name>`.
 
-    What goes wrong in `source` is raised here, in its turn. The thread ends when this generator is closed.
+    An exception in `source` is raised here, at its turn. When this generator ends or is closed, the thread has ended
+    and `source` is closed. Until the next item is asked for, the current one is referenced from here as well.
     """
-    queue: Queue = Queue(maxsize=depth)
-    closed = threading.Event()
-
-    def put(entry: tuple) -> None:
-        while not closed.is_set():
-            try:
-                return queue.put(entry, timeout=POLL_S)
-            except Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in source:
-                put((item, None))
-                if closed.is_set():
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
+    items = iter(source)
+    pool = ThreadPoolExecutor(1, f"lensae-{name}")
     try:
-        while True:
-            item, error = queue.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
+        # Each task computes one item, so that no thread ever waits for a consumer that has gone.
+        pending = deque(pool.submit(next, items, END) for _ in range(depth))
+        while (item := pending.popleft().result()) is not END:
+            pending.append(pool.submit(next, items, END))
             yield item
     finally:
-        closed.set()
-        thread.join()
+        pool.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()

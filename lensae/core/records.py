@@ -78,6 +78,15 @@ class StoredDocument:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """Damage that verification found: the file, the part of it as far as that can be determined, and what is wrong."""
+
+    file: str
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Posting:
     """One firing of a feature: a row of a shard and the feature's activation there."""
 

@@ -3,12 +3,13 @@
 Attention's many tiny products stay on the default library: one decoding step of 64 ragged sequences spends ten times
 as long in attention when they go through oneDNN as everything else does. Long texts gain from it there too.
 
-Inside `side_by_side(lengths)` a batch is one row in which whole documents stand one after the other, without padding;
-each attends within itself. On CPUs that is done here, a block of queries against the keys up to its end at a time: it
-takes 59 to 74 % of the time of PyTorch's function (128 to 512 tokens), in float32 whatever the type of the model.
+Inside `side_by_side(lengths)` whole documents stand one after the other in each row of a batch, without padding, in all
+rows alike; each attends within itself. On CPUs that is done here, a block of queries against the keys up to its end at
+a time: it takes 59 to 74 % of the time of PyTorch's function (128 to 512 tokens), in float32 whatever the type of the
+model.
 
-Shapes: B batch, H heads, G heads of keys and values, R = H / G, T tokens, N tokens of all documents, L tokens of one,
-C channels of a head, Q queries of a block, K keys, X = B G, Y = R Q.
+Shapes: B batch, H heads, G heads of keys and values, R = H / G, T tokens, N tokens of all documents of a row, L
+tokens of one, C channels of a head, Q queries of a block, K keys, X = B G, Y = R Q.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def install(network) -> bool:
 
 @contextmanager
 def side_by_side(lengths: Sequence[int]) -> Iterator[None]:
-    """Within it the one row of a batch is read as documents of `lengths` tokens."""
+    """Within it every row of a batch is read as documents of `lengths` tokens."""
     token = _lengths.set(tuple(lengths))
     try:
         yield
@@ -69,14 +70,14 @@ def _attention(module, query, key, value, attention_mask, **kwargs):
     for length, run in groupby(lengths):
         count = len(list(run))
         part = slice(first, first + count * length)
-        q, k, v = (_documents(x_1HNC[:, :, part], count) for x_1HNC in (query, key, value))
+        q, k, v = (_documents(x_BHNC[:, :, part], count) for x_BHNC in (query, key, value))
         window = _window_mask(length, kwargs.get("sliding_window"), query.device)
         if window is None and _plain(query, kwargs):
             out_BLHC = causal(q, k, v, kwargs.get("scaling")).transpose(1, 2)
         else:
             with _products_for(length):
                 out_BLHC, _weights = sdpa_attention_forward(module, q, k, v, window, **kwargs)
-        parts.append(out_BLHC.reshape(1, count * length, *out_BLHC.shape[2:]))
+        parts.append(out_BLHC.reshape(len(query), count * length, *out_BLHC.shape[2:]))
         first += count * length
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
 
@@ -119,9 +120,9 @@ def _products_for(length: int):
     return nullcontext() if length >= LONG else precision("highest")
 
 
-def _documents(x_1HNC: torch.Tensor, count: int) -> torch.Tensor:
-    """(1, H, count * L, C) as (count, H, L, C)."""
-    return x_1HNC[0].unflatten(1, (count, -1)).transpose(0, 1)
+def _documents(x_BHNC: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, H, count * L, C) as (B * count, H, L, C)."""
+    return x_BHNC.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _window_mask(length: int, window: int | None, device) -> torch.Tensor | None:

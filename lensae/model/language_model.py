@@ -21,12 +21,12 @@ SPECIAL = -1  # the origin of a padding or special token: never stored, never ed
 
 
 class Edit(Protocol):
-    """A change to the stream at one hook."""
+    """A change to the activations at one hook."""
 
     hook: str
 
-    def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
-        """The changed stream; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
+    def apply(self, x_BTW: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
+        """The changed activations; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
         ...
 
 
@@ -166,7 +166,11 @@ class Taps:
         self._added.__exit__(None, None, None)
 
     def _editor(self, edit: Edit):
-        return lambda x, hook: edit.apply(x, self.origin_BT)
+        def change(x, hook):
+            # Some hooks hold a vector per head: (B, T, heads, channels). An edit sees what reading gives.
+            return edit.apply(x.flatten(2), self.origin_BT).unflatten(2, x.shape[2:])
+
+        return change
 
     def _taker(self, name: str):
         def take(x, hook):

@@ -22,8 +22,8 @@ def load_text(source: ModelSource) -> Text:
     transformers = silenced_transformers()
     try:
         return Text(transformers.AutoTokenizer.from_pretrained(str(source.path)))
-    except (ValueError, OSError, TypeError) as error:
-        raise LensaeError(f"the tokenizer of {source.name} cannot be loaded: {error}") from error
+    except Exception as error:  # transformers does not check the files: a mistake in them can raise anything
+        raise UserError(f"the tokenizer of {source.name} cannot be loaded: {_reason(error)}") from error
 
 
 def load(
@@ -39,7 +39,7 @@ def load(
 
     The residual stream alone takes the fast route (`ResidualStream`), any other hook the general one
     (`TransformerBridge`). Raises UserError with the nearest names for a hook that the model does not have, and
-    LensaeError when the files cannot be read as a causal language model.
+    when the files cannot be read as a causal language model; LensaeError when TransformerLens cannot hook it.
     """
     text = load_text(source)
     device = device or current_device()
@@ -109,9 +109,23 @@ def _load_network(source: ModelSource, dtype: torch.dtype):
         config = transformers.AutoConfig.from_pretrained(str(source.path))
         architecture = determine_architecture_from_hf_config(config)
         model_class = get_hf_model_class_for_architecture(architecture)
-        return model_class.from_pretrained(str(source.path), config=config, dtype=dtype)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise LensaeError(f"{source.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        network, report = model_class.from_pretrained(
+            str(source.path), config=config, dtype=dtype, output_loading_info=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers does not check the files: a mistake in them can raise anything
+        raise UserError(f"{source.name} cannot be loaded: {_reason(error)}") from error
+    if report["missing_keys"]:  # which transformers has filled with random numbers
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{source.name} cannot be loaded: its files lack {missing}", "copy or download it again")
+    return network
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception's message, preceded by its type where it may be no sentence."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, ValueError | OSError | RuntimeError) and line else f"{type(error).__name__} {line}"
 
 
 def _adapter(network, source: ModelSource):

@@ -50,11 +50,6 @@ def shard_name(number: int, rank: int | None = None) -> str:
     return f"{number:05d}.h5" if rank is None else f"{number:05d}-{rank}.h5"
 
 
-def shard_number(name: str) -> int:
-    """The number in a shard's file name."""
-    return int(name.removesuffix(".h5").partition("-")[0])
-
-
 def content_digest(arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[str]]) -> str:
     """sha256 over every dataset's name, shape and bytes, independent of how HDF5 lays them out."""
     digest = hashlib.sha256()

@@ -1,4 +1,8 @@
-"""Writing a set: whole documents into shards, one manifest, resumable at any shard."""
+"""Writing a set: whole documents into shards, one manifest, resumable at any shard.
+
+The cost of a shard does not grow with the number of shards in the set: its record is appended to a journal, and the
+manifest is written whole only when a pass begins and when it is finished.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,21 @@ from pathlib import Path
 
 from lensae.core.durable import clear_partials, write_file
 from lensae.core.errors import DamagedError, UserError
-from lensae.core.locks import WriterLock
+from lensae.core.locks import FolderLock
 from lensae.core.manifest import (
     Manifest,
     ModelRecord,
     PassRecord,
     ShardRecord,
+    add_shards,
     append_shard,
+    read_journals,
     read_manifest,
     write_manifest,
 )
 from lensae.core.records import CapturedDocument
 from lensae.store import shard as shards
-from lensae.store.schema import SCHEMA, shard_name, shard_number
+from lensae.store.schema import SCHEMA, shard_name
 
 SHARD_BYTES = 32 * 2**20
 
@@ -33,21 +39,21 @@ def default_shard_rows(width: int, dtype: str) -> int:
 
 
 def now() -> str:
-    """The present moment, as it is recorded everywhere."""
+    """The current time (UTC), as it is recorded everywhere."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 class SetWriter:
-    """Appends one collection pass to the set in `folder` (a context manager that holds the set's lock).
+    """Appends one collection pass to the set in `folder` (a context manager that has the set's lock).
 
-    `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: a pass with an equal
-    spec that was cut off is gone on with, `documents_done` saying how many documents its whole shards hold; one that
-    was finished has `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises
-    UserError when the set in the folder is of another model, hook or dtype.
+    `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: an unfinished pass
+    with an equal spec is resumed, `documents_done` saying how many documents its whole shards hold; a finished one has
+    `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises UserError when the set
+    in the folder is of another model, hook or dtype, and LensaeError when another process is writing to it.
 
     Several processes may write one pass: each gives its `rank` of `world_size`, counts its own documents and writes
-    shards of its own. Rank 0 alone holds the lock and writes the manifest; the others are made after it, and it
-    finishes after they have.
+    shards of its own. Rank 0 alone has the lock and writes the manifest; the others are constructed after it, and it
+    calls `finish` after they have called `flush`.
     """
 
     def __init__(
@@ -65,13 +71,13 @@ class SetWriter:
         self.folder, self.spec, self.corpus, self.compress = folder, spec, corpus, compress
         self.rank, self.world_size = rank, world_size
         self.shard_rows = shard_rows or default_shard_rows(header.width, header.dtype)
-        self._lock = WriterLock(folder) if rank == 0 else None
+        self._lock = FolderLock(folder) if rank == 0 else None
         try:
             self.manifest = self._open_manifest(header)
             self.number = self._find_pass(command)
             if rank == 0:
                 clear_partials(self.folder / "shards")
-                self._adopt_whole_shards()
+                self._list_whole_shards()
                 write_manifest(self.folder, self.manifest)
         except BaseException:
             self._release()
@@ -82,9 +88,9 @@ class SetWriter:
         own = [shard for shard in self.shards_of_pass() if shard.rank == rank]
         self._documents_done = sum(shard.documents for shard in own)
         self._rows_done = sum(shard.rows for shard in own)
-        self._taken = {shard.file for shard in self.manifest.shards}
+        self._taken_names = {shard.file for shard in self.manifest.shards}
         first = self.pass_record.first_shard
-        self._next_number = max((shard_number(shard.file) + 1 for shard in own), default=first)
+        self._next_number = max((shard.number + 1 for shard in own), default=first)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._writing: Future | None = None
 
@@ -112,7 +118,8 @@ class SetWriter:
             if known.spec == self.spec:
                 if not known.completed_at and known.processes != self.world_size:
                     raise UserError(
-                        f"{self.folder} has this pass half done by {known.processes} processes, not {self.world_size}",
+                        f"{self.folder} has an unfinished pass of these settings by {known.processes} processes, "
+                        f"not {self.world_size}",
                         f"resume it with: {known.command}",
                     )
                 return number
@@ -128,13 +135,12 @@ class SetWriter:
         self.manifest.passes.append(new)
         return len(self.manifest.passes) - 1
 
-    def _adopt_whole_shards(self) -> None:
-        """List whole shards that are not: finished just before a kill, or by another process."""
+    def _list_whole_shards(self) -> None:
+        """List the whole shards that the manifest lacks: those of other processes and of one killed before it could."""
+        add_shards(self.manifest, read_journals(self.folder))
         listed = {shard.file for shard in self.manifest.shards}
-        for path in sorted(self.folder.glob("shards/*.h5")):
-            if path.name not in listed:
-                self.manifest.shards.append(self._record_of(path.name, path.read_bytes()))
-        self.manifest.shards.sort(key=lambda shard: shard.file)
+        unlisted = [path for path in sorted(self.folder.glob("shards/*.h5")) if path.name not in listed]
+        add_shards(self.manifest, [self._record_of(path.name, path.read_bytes()) for path in unlisted])
 
     def _record_of(self, name: str, data: bytes | memoryview) -> ShardRecord:
         with shards.Shard(self.folder / "shards" / name) as shard:
@@ -160,12 +166,12 @@ class SetWriter:
 
     @property
     def pass_record(self) -> PassRecord:
-        """What the manifest says of this pass."""
+        """The manifest's record of this pass."""
         return self.manifest.passes[self.number]
 
     @property
     def complete(self) -> bool:
-        """Whether this very pass was finished before."""
+        """Whether this pass is finished."""
         return bool(self.pass_record.completed_at)
 
     @property
@@ -179,26 +185,26 @@ class SetWriter:
         return self._rows_done
 
     def shards_of_pass(self) -> list[ShardRecord]:
-        """What the manifest says of the pass's whole shards, whoever wrote them."""
+        """The manifest's records of the pass's whole shards, of every rank."""
         return [shard for shard in self.manifest.shards if shard.pass_number == self.number]
 
     def append(self, document: CapturedDocument) -> None:
-        """Add one document; as soon as there are `shard_rows` rows, a thread writes them while more are collected.
+        """Add one document; when `shard_rows` rows are pending, a thread writes them while more are collected.
 
-        Raises what went wrong in the thread (a full disk), at the latest when the pass is finished.
+        An exception in the thread (a full disk) is raised by a later call, at the latest by `finish`.
         """
         self._pending.append(document)
         self._pending_rows += len(document.token_id)
         if self._pending_rows >= self.shard_rows:
-            self._hand_over()
+            self._submit_pending()
 
-    def _hand_over(self) -> None:
-        """Let the thread write what is pending, once it is through with the shard before."""
-        self._wait()
+    def _submit_pending(self) -> None:
+        """Let the thread write the pending documents, once it has written the shard before."""
+        self._wait_for_thread()
         documents, self._pending, self._pending_rows = self._pending, [], 0
         self._writing = self._thread.submit(self._write_shard, documents)
 
-    def _wait(self) -> None:
+    def _wait_for_thread(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -210,41 +216,40 @@ class SetWriter:
         data, rows = shards.image(documents, self.manifest.hook, self.manifest.dtype, attrs, self.compress)
         write_file(self.folder / "shards" / name, data)
         shard = self._record_of(name, data)
+        append_shard(self.folder, shard)
         self.manifest.shards.append(shard)
         self._documents_done += len(documents)
         self._rows_done += rows
-        if self.rank == 0:
-            append_shard(self.folder, shard)
 
     def _next_name(self) -> str:
-        """The name after this process's last shard of the pass; another pass may have taken it meanwhile."""
+        """The name after this process's last shard of the pass, unless another pass has taken it."""
         rank = self.rank if self.world_size > 1 else None
-        while shard_name(self._next_number, rank) in self._taken:
+        while shard_name(self._next_number, rank) in self._taken_names:
             self._next_number += 1
         self._next_number += 1
         return shard_name(self._next_number - 1, rank)
 
     def flush(self) -> None:
-        """Write what is left, and wait until it is on disk."""
+        """Write the pending documents, and wait until they are on disk."""
         if self._pending:
-            self._hand_over()
-        self._wait()
+            self._submit_pending()
+        self._wait_for_thread()
 
     def finish(self, started: float | None = None) -> None:
-        """Write what is left and mark the pass complete; `started` is when its work began, by time.perf_counter()."""
+        """Write the pending documents and mark the pass complete; `started` is the time.perf_counter() of its begin."""
         self.flush()
         seconds = time.perf_counter() - started if started is not None else 0.0
-        self._adopt_whole_shards()
-        own, record = self.shards_of_pass(), self.pass_record
-        record.documents = sum(shard.documents for shard in own)
-        record.rows = sum(shard.rows for shard in own)
-        record.dropped = sum(shard.dropped for shard in own)
+        self._list_whole_shards()
+        of_pass, record = self.shards_of_pass(), self.pass_record
+        record.documents = sum(shard.documents for shard in of_pass)
+        record.rows = sum(shard.rows for shard in of_pass)
+        record.dropped = sum(shard.dropped for shard in of_pass)
         record.completed_at, record.seconds = now(), round(seconds, 3)
         record.rows_in_seconds = record.rows - self._rows_before
         write_manifest(self.folder, self.manifest)
 
 
 def header(model: ModelRecord, hook: str, width: int, dtype: str, versions: dict[str, str]) -> Manifest:
-    """The manifest of a set that nothing has been collected into."""
+    """The manifest of an empty set."""
     settings = {"hook": hook, "width": width, "dtype": dtype, "versions": versions}
     return Manifest(schema=SCHEMA, model=model, passes=[], shards=[], **settings)

@@ -283,10 +283,10 @@ def test_processes_resume_after_a_kill(by_two_processes, model_dir, tmp_path, le
 
 def test_two_collects_into_one_set_at_once(lensae, store, model_dir):
     """The second is told; the first is not disturbed."""
-    from lensae.core.locks import WriterLock
+    from lensae.core.locks import FolderLock
 
     folder = store / "tiny-llama" / "blocks.4.hook_resid_post"
-    lock = WriterLock(folder)
+    lock = FolderLock(folder)
     arguments = ("collect", model_dir("llama"), "--corpus", "probes", "--max-new-tokens", 4)
     status, _out, err = lensae(*arguments)
     assert status == 1 and "another process" in err

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from conftest import FAMILIES, LAYERS, WIDTH
 
 from lensae import model as models
-from lensae.core.errors import LensaeError, UserError
+from lensae.core.errors import UserError
 from lensae.core.records import GENERATED, PROMPT
 from lensae.model.generate import Sampling, generate, sample, uniforms
 from lensae.model.read import read, read_padded, read_side_by_side
@@ -282,12 +285,57 @@ def test_directories_that_are_no_models(tmp_path):
         models.resolve(str(tmp_path / "missing.gguf"))
 
 
-def test_a_broken_gguf_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("LENSAE_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(LensaeError):
-        models.resolve(str(tmp_path / "broken.gguf"))
-    assert not list((tmp_path / "cache").rglob("config.json"))
+def change_config(**values) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def drop_a_tensor(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.2.mlp.down_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def halve_the_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no model_type"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be read"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}'),
+            "b is miss",
+        ),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer of"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer of"),
+        (halve_the_weights, "cannot be read"),
+        (drop_a_tensor, "lack model.layers.2.mlp.down_proj.weight"),
+        (change_config(model_type="nonsense"), "nonsense"),
+        (change_config(hidden_size="64"), "hidden_size '64'"),
+        (change_config(hidden_size=10**9), "hidden_size 1000000000, which no tensor has"),
+        (change_config(vocab_size=[]), "vocab_size"),
+        (change_config(num_hidden_layers=10**9), "num_hidden_layers 1000000000"),
+        (change_config(num_attention_heads=0), "cannot be loaded"),
+    ],
+)
+def test_damaged_model_directories(model_dir, tmp_path, change, message):
+    """Sizes that the weights do not have are refused before anything of that size is made."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir("llama"), folder)
+    change(folder)
+    with pytest.raises(UserError, match=message) as error:
+        load(folder)
+    assert "\n" not in error.value.what
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from lensae.core.errors import UserError
 from lensae.core.recipe import TrainRecipe, load_train
 from lensae.sae import kernels
 from lensae.sae.kernels import reference
-from lensae.sae.train.validation import agreement
+from lensae.sae.train.validation import measure
 
 D_MODEL, D_SAE, ROWS = 48, 1024, 700
 FAMILIES = registry.names("sae.architectures")
@@ -127,7 +127,7 @@ def test_agreement_is_counted(arch):
     trainer, x_BD = trainer_of(arch)
     trainer.eval()
     half = [x_BD[:300].numpy(), x_BD[300:].numpy()]
-    share = agreement(trainer, half, 0.5)
+    share = measure(trainer, half, 0.5).agreement
     fires = []
     for product in (None, BFLOAT16):
         trainer.product = product
@@ -135,7 +135,7 @@ def test_agreement_is_counted(arch):
     both = sum(int((a & b).sum()) for a, b in zip(*fires, strict=True))
     most = sum(max(int(a.sum()), int(b.sum())) for a, b in zip(*fires, strict=True))
     assert share == both / most and share > 0.99
-    assert agreement(trainer_of(arch, "float32")[0], half, 0.5) is None
+    assert measure(trainer_of(arch, "float32")[0], half, 0.5).agreement is None
 
 
 def test_agreement_sees_a_difference(monkeypatch):
@@ -144,7 +144,7 @@ def test_agreement_sees_a_difference(monkeypatch):
     topk = kernels.encode_topk
     wrong = lambda x, *args: topk(x if args[-1] is None else x.roll(1, 0), *args)  # noqa: E731
     monkeypatch.setattr(kernels, "encode_topk", wrong)
-    assert agreement(trainer, [x_BD.numpy()], 1.0) < 0.2
+    assert measure(trainer, [x_BD.numpy()], 1.0).agreement < 0.2
 
 
 def test_the_option(tmp_path):

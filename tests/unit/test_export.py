@@ -163,7 +163,7 @@ class TestRefusals:
         target = tmp_path / f"set{ending}"
         {"file": target.touch, "folder": target.mkdir, "link": lambda: target.symlink_to("nowhere")}[there]()
         status, _out, err = lensae("store", "export", "--to", target)
-        assert status == 2 and "is there already" in err
+        assert status == 2 and "exists already" in err
         assert target.is_symlink() or (target.stat().st_size == 0 if there == "file" else not list(target.iterdir()))
 
     @pytest.mark.parametrize("ending", FORMATS)
@@ -174,7 +174,7 @@ class TestRefusals:
         def advance(_rows: int) -> None:
             target.write_text("somebody else's")
 
-        with pytest.raises(UserError, match="is there already"):
+        with pytest.raises(UserError, match="exists already"):
             export(find_set(), str(target), advance)
         assert target.read_text() == "somebody else's" and os.listdir(target.parent) == [target.name]
 

@@ -155,7 +155,7 @@ def test_a_truncated_shard_is_named(folder, keep):
     write_set(folder, documents())
     path = folder / "shards" / "00001.h5"
     path.write_bytes(path.read_bytes()[:keep])
-    assert {fault.shard for fault in faults(folder)} == {"00001.h5"}
+    assert {fault.file for fault in faults(folder)} == {"shards/00001.h5"}
     reader = SetReader(find_set())
     with pytest.raises(DamagedError, match=r"00001\.h5"):
         reader.everything()
@@ -164,7 +164,7 @@ def test_a_truncated_shard_is_named(folder, keep):
 def test_a_missing_shard_is_named(folder):
     write_set(folder, documents())
     (folder / "shards" / "00002.h5").unlink()
-    assert [(f.shard, f.what) for f in faults(folder)] == [("00002.h5", "missing")]
+    assert [(f.file, f.what) for f in faults(folder)] == [("shards/00002.h5", "missing")]
     with pytest.raises(DamagedError, match=r"00002\.h5.*missing"):
         SetReader(find_set()).shard(2)
 

@@ -11,7 +11,7 @@ import pytest
 from helpers import HOOK, documents, write_set, writer
 from store_helpers import made
 
-from lensae.core.locks import WriterLock
+from lensae.core.locks import FolderLock
 from lensae.core.paths import find_set, list_sets
 
 
@@ -61,7 +61,7 @@ class TestRemove:
         found, _out, err = lensae("store", "remove", "toy")
         assert found == status and "remove it for good?" in err and folder.exists() == there
         if there:
-            WriterLock(folder).release()  # nothing holds it any more
+            FolderLock(folder).release()  # nothing holds it any more
 
     def test_unfinished(self, folder, lensae):
         with writer(folder) as open_writer:

@@ -277,7 +277,7 @@ def test_the_next_window_is_read_while_a_batch_is_used(reader, reads):
 
 
 def test_two_windows_are_in_memory_at_most(reader, monkeypatch):
-    alive, most, real = [], [], RowStream._rows
+    alive, most, real = [], [], RowStream._read_rows
 
     def rows(self, chunks):
         most.append(sum(ref() is not None for ref in alive))
@@ -285,7 +285,7 @@ def test_two_windows_are_in_memory_at_most(reader, monkeypatch):
         alive.append(weakref.ref(arrays[0]))
         return arrays
 
-    monkeypatch.setattr(RowStream, "_rows", rows)
+    monkeypatch.setattr(RowStream, "_read_rows", rows)
     for batch in (7, 100, 350):
         for _ in RowStream(reader, reader.everything(), batch, 0, shuffle_rows=100).epoch(0):
             pass

@@ -1,90 +1,76 @@
-"""Tensors that processes hold in parts, in one safetensors file, as if a single process had written it.
+"""Tensors divided over processes, written to one safetensors file as if a single process had written it.
 
-The file is an eight-byte length, a JSON header and the tensors' bytes, one after the other
-(https://huggingface.co/docs/safetensors), so that the first process can write what it is sent and hold one part of one
-tensor at a time.
+The first process writes what the others send and holds one process's slice of one tensor at a time.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from lensae.core.durable import new_file
+from lensae.core.safetensors_header import TensorInfo, header_bytes
 from lensae.sae.distributed.process_group import ProcessGroup
-
-NAMES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write(
     path: Path | None,
     tensors: dict[str, torch.Tensor],
-    along: Callable[[str], int | None],
-    metadata: dict,
+    sharded_dim: Callable[[str], int | None],
+    metadata: dict[str, str],
     group: ProcessGroup,
 ) -> None:
-    """Write what all processes hold; the first one does, and only it needs the path.
+    """Write the tensors of all processes to `path`, which the first process alone needs, as it alone writes.
 
-    `along(name)` is the dimension along which a tensor's parts are put together, 0 or 1, or None where all hold the
-    whole. All processes call this with the same names in the same order.
+    `sharded_dim(name)` is the dimension along which a tensor is divided, 0 or 1, or None where every process has the
+    whole tensor. All processes call this with the same names in the same order.
     """
-    lengths = [0 if along(name) is None else tensor.shape[along(name)] for name, tensor in tensors.items()]
-    counts = dict(
-        zip(tensors, zip(*torch.cat(group.all_gather(torch.tensor([lengths]))).tolist(), strict=True), strict=True)
-    )
+    dims = {name: sharded_dim(name) for name in tensors}
+    lengths = [0 if dims[name] is None else tensor.shape[dims[name]] for name, tensor in tensors.items()]
+    gathered = torch.cat(group.all_gather(torch.tensor([lengths]))).tolist()  # (processes, tensors)
+    lengths_by_rank = dict(zip(tensors, zip(*gathered, strict=True), strict=True))
     if not group.is_first:
         for name, tensor in tensors.items():
-            if along(name) is not None:
+            if dims[name] is not None:
                 group.send(tensor)
         return
-    shapes = {name: _whole(tensor.shape, along(name), sum(counts[name])) for name, tensor in tensors.items()}
+    infos = {
+        name: TensorInfo(
+            str(tensor.dtype).removeprefix("torch."), _resized(tensor.shape, dims[name], sum(lengths_by_rank[name]))
+        )
+        for name, tensor in tensors.items()
+    }
     with new_file(path) as partial, open(partial, "wb") as file:
-        file.write(_header(tensors, shapes, metadata))
+        file.write(header_bytes(infos, metadata))
         for name, tensor in tensors.items():
-            if along(name) is None:
+            if dims[name] is None:
                 file.write(_bytes(tensor))
             else:
-                _write_parts(file, tensor, along(name), counts[name], group)
+                _write_slices(file, tensor, dims[name], lengths_by_rank[name], group)
 
 
-def _write_parts(file, tensor: torch.Tensor, along: int, counts: tuple[int, ...], group: ProcessGroup) -> None:
-    """One tensor, from its own part and those that are sent."""
-    start, done = file.tell(), 0
-    rows = tensor.shape[0] if along else 1
-    step = _whole(tensor.shape, along, sum(counts)).numel() // rows * tensor.element_size()
-    for rank, count in enumerate(counts):
-        part = group.receive(tensor.new_empty(_whole(tensor.shape, along, count)), rank) if rank else tensor
-        data = _bytes(part)
+def _write_slices(file: BinaryIO, tensor: torch.Tensor, dim: int, lengths: tuple[int, ...], group) -> None:
+    """One tensor, from this process's slice and those that are received; `lengths` are those of all ranks."""
+    start, written = file.tell(), 0
+    rows = tensor.shape[0] if dim else 1
+    row_bytes = _resized(tensor.shape, dim, sum(lengths)).numel() // rows * tensor.element_size()
+    for rank, length in enumerate(lengths):
+        received = group.receive(tensor.new_empty(_resized(tensor.shape, dim, length)), rank) if rank else tensor
+        data = _bytes(received)
         size = len(data) // rows
         for row in range(rows):
-            file.seek(start + row * step + done)
+            file.seek(start + row * row_bytes + written)
             file.write(data[row * size : (row + 1) * size])
-        done += size
-    file.seek(start + rows * step)
+        written += size
+    file.seek(start + rows * row_bytes)
 
 
-def _whole(shape: torch.Size, along: int | None, count: int) -> torch.Size:
-    return shape if along is None else torch.Size([*shape[:along], count, *shape[along + 1 :]])
-
-
-def _header(tensors: dict[str, torch.Tensor], shapes: dict[str, torch.Size], metadata: dict) -> bytes:
-    header, end = {"__metadata__": metadata}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + shapes[name].numel() * tensor.element_size()
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(shapes[name]), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+def _resized(shape: torch.Size, dim: int | None, length: int) -> torch.Size:
+    """The shape with `length` in dimension `dim`."""
+    return shape if dim is None else torch.Size([*shape[:dim], length, *shape[dim + 1 :]])
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

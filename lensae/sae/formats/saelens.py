@@ -9,12 +9,14 @@ import torch
 from lensae.core.durable import read_json, write_file, write_json
 from lensae.core.errors import DamagedError, UserError
 from lensae.sae.base import ENCODERS, SAE
-from lensae.sae.distributed import sharded_safetensors as pieces
+from lensae.sae.distributed import sharded_safetensors
 from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lensae.sae.formats._layout import CONFIG, WEIGHTS, check_digest, tensor_shapes, weights_digest
 
-WEIGHTS = "sae_weights.safetensors"
+__all__ = ["WEIGHTS", "config", "load", "save", "weights_digest"]
+
 LAYOUT_VERSION = "6.0.0"
-ALONG = {"W_enc": 1, "b_dec": None}  # where parts of the features are put together, if not along the first dimension
+FEATURE_DIM = {"W_enc": 1, "b_dec": None}  # the dimension of the features in each tensor, if not the first
 
 
 def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> dict:
@@ -33,10 +35,11 @@ def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> 
     }
 
 
-def save(folder: Path | None, sae: SAE, group: ProcessGroup = SINGLE_PROCESS) -> None:
-    """Write the two files; each appears whole or not at all.
+def save(folder: Path | None, sae: SAE, group: ProcessGroup = SINGLE_PROCESS) -> str:
+    """Write the two files, each whole or not at all; returns the digest of the weights ("" without a folder).
 
-    Where features are divided each process gives the SAE of its own, and only the first one, which writes, a folder.
+    Where the processes of `group` divide the features, each gives an SAE of its own features, and the first one alone,
+    which writes, a folder.
     """
     from safetensors.torch import save as to_bytes
 
@@ -44,26 +47,34 @@ def save(folder: Path | None, sae: SAE, group: ProcessGroup = SINGLE_PROCESS) ->
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     if group.splits_features:
-        pieces.write(folder and folder / WEIGHTS, tensors, lambda name: ALONG.get(name, 0), {}, group)
+        path = folder and folder / WEIGHTS
+        sharded_safetensors.write(path, tensors, lambda name: FEATURE_DIM.get(name, 0), {}, group)
     else:
         write_file(folder / WEIGHTS, to_bytes(tensors))
-    if folder is not None:
-        write_json(folder / "cfg.json", sae.cfg)
+    if folder is None:
+        return ""
+    write_json(folder / CONFIG, sae.cfg)
+    return weights_digest(folder)
 
 
 def load(folder: Path) -> SAE:
     """Read an SAE; the norms of its decoder's rows are folded into its features where those are meant to be scaled by
-    them. Raises UserError for an architecture we do not run and DamagedError for files that do not fit."""
+    them.
+
+    Raises UserError for an architecture that lensae does not run and DamagedError for files that do not fit together
+    or weights that are not the ones that were saved (an SAE from elsewhere has no record of them).
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    cfg = read_json(folder / "cfg.json")
+    cfg = read_json(folder / CONFIG)
     _check(cfg, folder)
+    check_digest(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{folder / WEIGHTS} cannot be read: {error}") from error
-    expected = _shapes(cfg)
+    expected = tensor_shapes(cfg)
     for name, shape in expected.items():
         if name not in tensors or tuple(tensors[name].shape) != shape:
             raise DamagedError(f"{folder / WEIGHTS}: {name} is missing or not of shape {shape}")
@@ -77,16 +88,6 @@ def _folded(sae: SAE) -> SAE:
     tensors = {"W_enc": sae.tensors["W_enc"] * norm_F, "b_enc": sae.tensors["b_enc"] * norm_F}
     tensors["W_dec"] = sae.W_dec / norm_F[:, None]
     return SAE(sae.cfg | {"rescale_acts_by_decoder_norm": False}, sae.tensors | tensors)
-
-
-def _shapes(cfg: dict) -> dict[str, tuple[int, ...]]:
-    """The tensors of an architecture, by the names that SAELens 6 gives them."""
-    d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
-    d_out = int(cfg.get("d_out", d_in))
-    vectors = {"gated": ("b_gate", "b_mag", "r_mag")}.get(cfg["architecture"], ("b_enc",))
-    if cfg["architecture"].startswith("jumprelu"):
-        vectors += ("threshold",)
-    return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)} | dict.fromkeys(vectors, (d_sae,))
 
 
 def _check(cfg: dict, folder: Path) -> None:

@@ -15,7 +15,7 @@ from lensae.sae.kernels.across_processes import kth_largest, largest
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.autotune import choose_backend
 from lensae.sae.kernels.backend import Backend, use_backend
-from lensae.sae.kernels.encode import encode_above, encode_batch_topk, encode_topk, pays_off
+from lensae.sae.kernels.encode import encode_above, encode_batch_topk, encode_topk, pays_off, screening_dtype
 from lensae.sae.kernels.linear import decode
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "kth_largest",
     "largest",
     "pays_off",
+    "screening_dtype",
     "use_backend",
 ]

@@ -23,7 +23,8 @@ BLOCK, LEAST_ROWS, DEVICE_ROWS = 1024 * 4608, 64, 1024
 # Above this share of active pairs the dense products are faster (measured: equal at 14 % of 4,608 features and at 7 %
 # of 18,432).
 SPARSE_BELOW = 0.08
-# What a product in fewer bits proposes beyond what is wanted: features per row, and the share of a floor below it.
+# What a product in fewer bits proposes beyond what is wanted: features per row, and how far below a floor, relative to
+# the floor plus 1 (of rows of norm sqrt(D) and an encoder of about unit rows such a product is off by 2^-9).
 # (Measured on a trained SAE of 4,608 features, k 32: of what float32 selects bfloat16 alone selects 99.4 %, with 8 more
 # to choose from all but 1 in 260,000; they cost 4 % of the encoder's time.)
 SPARE, SLACK = 8, 2**-7
@@ -32,6 +33,17 @@ SPARE, SLACK = 8, 2**-7
 def pays_off(density: float) -> bool:
     """Whether sparse features are faster than dense ones at this share of active pairs."""
     return density < SPARSE_BELOW
+
+
+def screening_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where this device multiplies it several times as fast as float32, else None: the precision in which
+    held-out rows propose their features."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    return None
 
 
 def product(rows_BD, W_FD, b_F) -> torch.Tensor:
@@ -139,7 +151,7 @@ def encode_above(
 def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype | None) -> Active:
     if dtype is None:
         return _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, floor))
-    low = floor - SLACK * abs(floor)
+    low = floor - SLACK * (1 + abs(floor))
     found = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
     floor_N = floor[found.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
     return select.kept(found, found.value > floor_N)
@@ -182,5 +194,5 @@ def _first_guess(rows_BD, W_FD, b_F, k: int, group: ProcessGroup) -> float:
     middle = torch.zeros((), dtype=torch.float64)
     if group.is_first:
         pre_BF = next(_blocks(rows_BD, W_FD, b_F))
-        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().double()
+        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().cpu().double()
     return max(0.0, 0.7 * float(group.sum_over_processes(middle)))

@@ -1,4 +1,7 @@
-"""How strong activations are: counts in bins whose edges are the same for every SAE."""
+"""How strong activations are: counts in bins whose edges are the same for every SAE.
+
+Shapes: N activations.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import numpy as np
 
 # Steps of a factor 2^(1/8) from 2^-8 to 2^16; the end bins take what lies outside.
 EDGES = 2.0 ** np.linspace(-8, 16, 193)
+BINS = len(EDGES) - 1
 
 
 def counted(value_N: np.ndarray) -> np.ndarray:

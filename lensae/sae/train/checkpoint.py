@@ -19,7 +19,7 @@ import torch
 from lensae.core.durable import new_file
 from lensae.core.errors import DamagedError
 from lensae.core.recipe import TrainRecipe
-from lensae.sae.distributed import sharded_safetensors as pieces
+from lensae.sae.distributed import sharded_safetensors
 from lensae.sae.train.ema import ExponentialMovingAverage
 from lensae.sae.train.run import Measurement, TrainingRun, TrainingState
 from lensae.sae.train.schedule import Plan
@@ -45,7 +45,9 @@ def save(run: TrainingRun) -> None:
     }
     metadata, group = {"run": json.dumps(facts)}, run.trainer.group
     if group.splits_features:
-        pieces.write(run.checkpoint, _tensors(run), lambda name: None if _shared(run, name) else 0, metadata, group)
+        tensors = _tensors(run)
+        dims = {name: None if _shared(run, name) else 0 for name in tensors}
+        sharded_safetensors.write(run.checkpoint, tensors, dims.__getitem__, metadata, group)
         return
     with new_file(run.checkpoint) as partial:
         save_file(_tensors(run), partial, metadata=metadata)

@@ -14,6 +14,7 @@ from lensae.sae import functional
 
 if TYPE_CHECKING:
     from lensae.sae.architectures._base import BaseTrainer
+    from lensae.sae.train.optimizer import Adam
     from lensae.sae.train.schedule import Plan
 
 SIZE = 0.2  # of a new feature's encoder row, in mean norms of those that are live
@@ -26,9 +27,7 @@ def due(step: int, times: int, plan: Plan, decay: float) -> bool:
 
 
 @torch.no_grad()
-def resample(
-    trainer: BaseTrainer, optimizer: torch.optim.Optimizer, x_BD: torch.Tensor, target_BD: torch.Tensor
-) -> int:
+def resample(trainer: BaseTrainer, optimizer: Adam, x_BD: torch.Tensor, target_BD: torch.Tensor) -> int:
     """Give every dead feature the direction of a row's error, drawn by its square; how many there were.
 
     A feature's encoder row gets a fifth of the live ones' mean norm and the family's starting bias, its decoder row

@@ -19,6 +19,7 @@ from lensae.core.recipe import TrainRecipe
 from lensae.sae.metrics.reconstruction import Reconstruction
 from lensae.sae.train import resampling
 from lensae.sae.train.ema import ExponentialMovingAverage
+from lensae.sae.train.optimizer import Adam
 from lensae.sae.train.schedule import Plan, learning_rate
 
 
@@ -82,12 +83,13 @@ class TrainingRun:
         device: str = "cpu",
     ):
         self.recipe, self.plan, self.checkpoint, self.device = recipe, plan, checkpoint, device
-        torch.manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
-        self.trainer = make_trainer(plan.dead_window).to(device)
+        generator = torch.Generator().manual_seed(recipe.seed if recipe.init_seed is None else recipe.init_seed)
+        self.random = generator.get_state()
+        with self.own_random():
+            self.trainer = make_trainer(plan.dead_window).to(device)
         self.trainer.steps, self.trainer.aux = plan.steps, plan.aux
-        self.random = torch.get_rng_state()
         groups = self.trainer.rates(plan.encoder_share)
-        self.optimizer = torch.optim.Adam(groups, lr=plan.lr, betas=(plan.beta1, plan.beta2), fused=True)
+        self.optimizer = Adam(groups, plan.lr, (plan.beta1, plan.beta2))
         self.scales: tuple[float, ...] = ()
         self.average: ExponentialMovingAverage | None = None
         self.best: dict[str, torch.Tensor] | None = None
@@ -108,10 +110,14 @@ class TrainingRun:
 
     @contextmanager
     def own_random(self) -> Iterator[None]:
-        """torch's generator as this run left it."""
+        """torch's generator as this run left it; afterwards it is again what it was before."""
+        before = torch.get_rng_state()
         torch.set_rng_state(self.random)
-        yield
-        self.random = torch.get_rng_state()
+        try:
+            yield
+        finally:
+            self.random = torch.get_rng_state()
+            torch.set_rng_state(before)
 
     @property
     def done(self) -> bool:
@@ -162,7 +168,7 @@ class TrainingRun:
         self.mid_step = self.failed
 
     def _descend(self, loss: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.trainer.share_gradients()
         self.trainer.before_step()
@@ -179,7 +185,7 @@ class TrainingRun:
     @property
     def due(self) -> bool:
         """Whether the held-out rows are to be looked at now, in an epoch or at its end."""
-        batches, parts = math.ceil(self.plan.rows / self.plan.batch), self.plan.measures
+        batches, parts = math.ceil(self.plan.rows / self.plan.batch), self.plan.validations
         done = self.state.batch
         return done * parts // batches > (done - 1) * parts // batches
 

@@ -26,7 +26,9 @@ SHORT = (6e-3, 0.7, 0.95, 100, 1 / 8)
 # trainings end worse with a slower encoder.
 LEAST_FIRINGS, FIRINGS = 25, 28
 LEAST_STEPS = 8  # per epoch: a small set gets a smaller batch rather than hardly any steps
-MEASURED = 10  # times, at least, in a training that has as many steps
+# A training that has as many steps is measured on held-out rows at least VALIDATIONS times, each time on so many of
+# them that all these together are VALIDATION_SHARE of the rows that are learnt from, within VALIDATION_ROWS.
+VALIDATIONS, VALIDATION_SHARE, VALIDATION_ROWS = 10, 0.1, (2048, 16384)
 WIDTHS = ((3_000_000, 16), (300_000, 8), (0, 4))  # training rows from which on an SAE is so wide
 LARGE_BATCH_ROWS = 3_000_000
 PATIENCE_S = 3600  # a width is chosen by itself only when the training then takes no longer
@@ -37,8 +39,9 @@ CORE_FLOPS = 30e9
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers of one training: `measures` is how often in an epoch the held-out rows are looked at, `encoder_share`
-    the encoder's share of the learning rate (families with an L1 penalty do without)."""
+    """The numbers of one training: `validations` is how often in an epoch the trainer is measured on held-out rows,
+    `validation_rows` on how many, `encoder_share` the encoder's share of the learning rate (families with an L1 penalty
+    do without)."""
 
     rows: int
     d_sae: int
@@ -48,7 +51,8 @@ class Plan:
     lr: float
     batch: int
     dead_window: int
-    measures: int = 1
+    validations: int = 1
+    validation_rows: int = VALIDATION_ROWS[1]
     beta1: float = 0.9
     beta2: float = 0.999
     aux: float = AUX
@@ -109,8 +113,28 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     aux = aux if recipe.aux is None else recipe.aux
     slow = steps < SHORT_STEPS and recipe.lr is None
     encoder = min(1.0, math.sqrt(batch * share_active / FIRINGS)) if slow else 1.0
-    measures = math.ceil(MEASURED / epochs)
-    return Plan(rows, d_sae, recipe.k, epochs, steps, recipe.lr or lr, batch, window, measures, *betas, aux, encoder)
+    validations = math.ceil(VALIDATIONS / epochs)
+    return Plan(
+        rows=rows,
+        d_sae=d_sae,
+        k=recipe.k,
+        epochs=epochs,
+        steps=steps,
+        lr=recipe.lr or lr,
+        batch=batch,
+        dead_window=window,
+        validations=validations,
+        validation_rows=_validation_rows(total, validations * epochs),
+        beta1=betas[0],
+        beta2=betas[1],
+        aux=aux,
+        encoder_share=encoder,
+    )
+
+
+def _validation_rows(tokens: int, validations: int) -> int:
+    least, most = VALIDATION_ROWS
+    return min(most, max(least, round(VALIDATION_SHARE * tokens / validations)))
 
 
 def learning_rate(step: int, plan: Plan, recipe: TrainRecipe) -> float:

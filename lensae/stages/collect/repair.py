@@ -10,7 +10,7 @@ from itertools import islice
 
 from lensae.core.durable import write_file
 from lensae.core.errors import LensaeError, UserError
-from lensae.core.locks import WriterLock
+from lensae.core.locks import FolderLock
 from lensae.core.manifest import ShardRecord, write_manifest
 from lensae.core.memory import keep_freed_memory
 from lensae.core.paths import SetEntry
@@ -45,7 +45,7 @@ def repair(entry: SetEntry, progress: Progress | None = None) -> list[Repaired]:
     """
     progress = progress or Silent()
     keep_freed_memory()
-    lock = WriterLock(entry.path)
+    lock = FolderLock(entry.path)
     try:
         damaged = [name for name, faults in verify(entry) if faults]
         listed = [shard for shard in entry.manifest.shards if shard.file in damaged]

@@ -1,6 +1,6 @@
 """What it costs the model when the stream at a hook is replaced.
 
-Shapes: G groups of documents that share a prompt.
+Shapes: G groups of documents that share a prompt, T targets of a document, S the model's variants, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lensae.core.memory import keep_freed_memory
 from lensae.stages.evaluate.reconstruction import group_numbers
 from lensae.stages.shared.progress import Progress
 from lensae.store.reader import Selection, SetReader
 
+SPLICE_TOKENS = 32  # that the stream is replaced by itself at
 # Columns of Losses.of.
 TOKENS, CLEAN, ZERO, KL_ZERO, CE, KL = range(6)
 
@@ -64,31 +66,27 @@ def measure(
 
     Special tokens are never replaced, and are not counted as targets.
     """
-    import torch
+    from lensae.model.variants import variant_losses
 
-    from lensae.model.score import next_token_logprobs, scoring_batches
-
+    keep_freed_memory()
     documents = list(reader.documents(chosen))
     sequences, group = [one.input_ids.tolist() for one in documents], group_numbers(documents)
     itself, edits = _edits(reader.entry.manifest.hook, target_hook, replacements)
-    sums = _Sums(int(group.max()) + 1, edits, torch.tensor(sorted(model.text.special_ids)))
-    checked, difference = 0, 0.0
+    sums = _Sums(int(group.max()) + 1, edits, np.array(sorted(model.text.special_ids)))
     progress.start("running held-out documents through the model", sum(map(len, sequences)), "tokens")
-    for batch in scoring_batches(model, sequences):
-        ids = [sequences[i] for i in batch]
-        clean = next_token_logprobs(model, ids)
-        if not checked:
-            same = next_token_logprobs(model, ids, [itself])
-            checked = sum(map(len, ids))
-            difference = max(float((a - b).abs().max()) for a, b in zip(clean, same, strict=True))
-        for b, i in enumerate(batch):
-            sums.add("clean", group[i], sequences[i], clean[b])
-        for name, some in edits.items():
-            changed = next_token_logprobs(model, ids, some)
-            for b, i in enumerate(batch):
-                sums.add(name, group[i], sequences[i], changed[b], clean[b])
-        progress.advance(sum(map(len, ids)))
-    return Losses(sums.counts, sums.ce, sums.kl, checked, difference)
+    checked = sequences[0][:SPLICE_TOKENS]
+    difference = _splice_difference(model, checked, itself)
+    for number, losses in variant_losses(model, sequences, edits, progress.advance):
+        sums.add(group[number], np.array(sequences[number][1:]), losses)
+    return Losses(sums.counts, sums.ce, sums.kl, len(checked), difference)
+
+
+def _splice_difference(model, ids: list[int], itself) -> float:
+    """The largest change of a log-probability when the stream is replaced by itself."""
+    from lensae.model.score import next_token_logprobs
+
+    [clean_TV], [same_TV] = next_token_logprobs(model, [ids]), next_token_logprobs(model, [ids], [itself])
+    return float((clean_TV - same_TV).abs().max())
 
 
 def _edits(hook: str, target_hook: str | None, replacements: dict[str, Callable]) -> tuple:
@@ -105,25 +103,18 @@ def _edits(hook: str, target_hook: str | None, replacements: dict[str, Callable]
 
 
 class _Sums:
-    """Adds up the losses of one sequence after the other."""
+    """Adds up the losses of one document after the other; `special` are the tokens that do not count as targets."""
 
-    def __init__(self, groups: int, names, special):
+    def __init__(self, groups: int, names, special: np.ndarray):
         self.special = special
         self.counts = np.zeros(groups)
         self.ce = {name: np.zeros(groups) for name in ("clean", *names)}
         self.kl = {name: np.zeros(groups) for name in names}
 
-    def add(self, name: str, group: int, sequence: list[int], logp_TV, clean_TV=None) -> None:
-        """Take in one sequence's log-probabilities; those of the clean run come first and without `clean_TV`."""
-        import torch
-
-        from lensae.steering import measure
-
-        target = torch.tensor(sequence[1:], device=logp_TV.device)
-        counted = ~torch.isin(target, self.special.to(target.device))
-        ce = measure.cross_entropy(logp_TV[:-1], target)[counted]
-        self.ce[name][group] += ce.cpu().double().sum().item()
-        if clean_TV is None:
-            self.counts[group] += len(ce)
-        else:
-            self.kl[name][group] += measure.kl(clean_TV[:-1], logp_TV[:-1])[counted].cpu().double().sum().item()
+    def add(self, group: int, target_T: np.ndarray, losses) -> None:
+        """Take in one document's losses (lensae.model.variants.TokenLosses), which are of the `names` in order."""
+        counted_T = ~np.isin(target_T, self.special)
+        self.counts[group] += counted_T.sum()
+        for sums, losses_ST in ((self.ce, losses.ce_ST), (self.kl, losses.kl_ST)):
+            for name, losses_T in zip(sums, losses_ST, strict=True):
+                sums[name][group] += losses_T[counted_T].sum()

@@ -1,6 +1,6 @@
 """What a training reads: the rows of one set, or the pairs of two that hold the same tokens.
 
-Shapes: D d_model.
+Shapes: N rows, D d_model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from lensae.store.stream import SHUFFLE_ROWS, Batch, RowStream
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
 
-VALIDATION_ROWS = 16384  # held-out rows that a training is measured on as it goes; at its end it is on all of them
+FINAL_ROWS = 2**17  # held-out rows, at most, that a finished training is calibrated and measured on
+SAMPLED_FROM = 16  # the rows of a sample are every so many-th of documents that hold at most so many times as many
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,30 @@ class Data:
         return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target, *part).epoch
 
     def heldout(self, batch: int, rows: int | None = None) -> Callable[[], Iterator[Batch]]:
-        """Batches of the held-out documents: all of them, or about `rows` rows spread evenly over them."""
-        sides = [self.split.heldout]
-        if self.target:
-            sides.append(self.target.split_at(self.split.limit, self.seed).heldout)
-        if rows is not None:
-            sides = [_spread(side, rows) for side in sides]
-        readers = [self.reader, self.target][: len(sides)]
+        """Batches of held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""
+        sides = self._heldout_sides(rows)
 
         def batches() -> Iterator[Batch]:
-            streams = [reader.batches(side, batch) for reader, side in zip(readers, sides, strict=True)]
-            return (found if len(found) > 1 else found[0] for found in zip(*streams, strict=True))
+            streams = [reader.batches(side, batch) for reader, side in sides]
+            return (arrays if len(arrays) > 1 else arrays[0] for arrays in zip(*streams, strict=True))
 
         return batches
+
+    def heldout_sample(self, batch: int, rows: int) -> list[Batch]:
+        """About `rows` held-out rows in batches, kept in memory: every so many-th row of every document, or of some
+        documents, spread evenly, where all would be too much to read."""
+        sides = self._heldout_sides(SAMPLED_FROM * rows)
+        step = max(1, sides[0][1].rows // rows)
+        arrays = [_every(reader.document_rows(side), step) for reader, side in sides]
+        starts = range(0, len(arrays[0]), batch)
+        return [tuple(a[i : i + batch] for a in arrays) if self.target else arrays[0][i : i + batch] for i in starts]
+
+    def _heldout_sides(self, rows: int | None) -> list[tuple[SetReader, Selection]]:
+        """Each set with its held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""
+        sides = [(self.reader, self.split.heldout)]
+        if self.target:
+            sides.append((self.target, self.target.split_at(self.split.limit, self.seed).heldout))
+        return sides if rows is None else [(reader, _spread(side, rows)) for reader, side in sides]
 
     def explain_not_finite(self, error: LensaeError) -> LensaeError:
         """The error for rows that are no numbers, with the first of them by shard and row."""
@@ -80,6 +92,15 @@ class Data:
 
 def _spread(side: Selection, rows: int) -> Selection:
     return side.spread(math.ceil(side.documents * min(1.0, rows / max(side.rows, 1))))
+
+
+def _every(documents: Iterator[np.ndarray], step: int) -> np.ndarray:
+    """Every `step`-th row over all documents together, from the first on."""
+    kept, skip = [], 0
+    for rows_ND in documents:
+        kept.append(rows_ND[skip::step].copy())
+        skip = (skip - len(rows_ND)) % step
+    return np.concatenate(kept)
 
 
 def _not_finite(reader: SetReader) -> tuple[int, str]:

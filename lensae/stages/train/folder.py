@@ -6,10 +6,8 @@ saes/<name>/checkpoints/        gone when it is finished
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lensae.core.durable import clear_partials, read_json, write_json
-from lensae.core.errors import LensaeError, UserError
+from lensae.core.errors import UserError
+from lensae.core.locks import LOCK_FILE, FolderLock, is_locked
 from lensae.core.paths import SaeEntry, SetEntry
 from lensae.core.program import command
 
@@ -26,17 +25,11 @@ SAME = ("recipe", "set", "target")  # a training is gone on with when these are 
 
 
 class TrainingFolder:
-    """Held by a lock on the folder itself, which the kernel lets go of when the process ends, however it ends."""
+    """The folder of an SAE in training, locked until it is closed or the process ends."""
 
     def __init__(self, path: Path):
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LensaeError(f"another process is training {path}", "wait for it, or give another --name") from None
+        self._lock = FolderLock(path, activity="training", hint="wait for it, or give another --name")
 
     @property
     def checkpoint(self) -> Path:
@@ -57,10 +50,11 @@ class TrainingFolder:
 
     def close(self) -> None:
         """Let the next process in."""
-        os.close(self._lock)
+        self._lock.release()
 
     def discard(self) -> None:
-        """Remove what was begun."""
+        """Remove the folder, which lets the next process in."""
+        self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -78,7 +72,7 @@ def unfinished(sae: SaeEntry) -> dict:
         "tokens": 0,
         "step": 0,
         "steps": None,
-        "running": _held(sae.path),
+        "running": is_locked(sae.path),
         "command": resume_command,
     }
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -86,18 +80,6 @@ def unfinished(sae: SaeEntry) -> dict:
             run = json.loads(file.metadata()["run"])
         facts |= {"tokens": run["state"]["tokens"], "step": run["state"]["step"], "steps": run["plan"]["steps"]}
     return facts
-
-
-def _held(path: Path) -> bool:
-    """Whether a process has the folder locked."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
-    finally:
-        os.close(descriptor)
 
 
 def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:
@@ -131,7 +113,7 @@ def _open(path: Path, facts: dict) -> bool:
         begun = read_json(path / "training.json")
         plain = json.loads(json.dumps(facts))
         return not begun.get("completed_at") and all(begun.get(key) == plain.get(key) for key in SAME)
-    return not any(path.iterdir())
+    return all(inside.name == LOCK_FILE for inside in path.iterdir())
 
 
 def _taken(path: Path, entry: SetEntry) -> UserError:

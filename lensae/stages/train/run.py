@@ -11,7 +11,7 @@ from lensae.core.paths import SaeEntry
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.shared.interrupts import requested
 from lensae.stages.shared.processes import training_group
-from lensae.stages.train.data import VALIDATION_ROWS, Data, open_data
+from lensae.stages.train.data import FINAL_ROWS, Data, open_data
 from lensae.stages.train.record import facts_of, metadata, outcome, write_metrics
 from lensae.stages.train.setup import Training, begun
 from lensae.stages.train.tensorboard import EventFile
@@ -88,11 +88,13 @@ def train_all(
         group.collectively(lambda: _check_batch(trainings))
         stack.enter_context(fast_matmul())
         stack.enter_context(use_backend(_kernels(trainings, data.reader.width)))
+        validation_rows = max(training.plan.validation_rows for training in trainings)
+        sample = group.collectively(lambda: data.heldout_sample(first.plan.batch, validation_rows))
         try:
             fit_all(
                 [training.run for training in trainings],
                 data.stream(first.recipe, first.plan.batch, group),
-                data.heldout(first.plan.batch, VALIDATION_ROWS),
+                lambda: sample,
                 stack.enter_context(_RunCallbacks(trainings if group.is_first else [], watcher, stop)),
                 first.recipe.checkpoint_minutes,
             )
@@ -158,7 +160,7 @@ def _finished(data: Data, training: Training, stop, group: ProcessGroup) -> Trai
     if not folder and not group.splits_features:
         return None
     try:
-        fit = result(training.run, data.heldout(training.plan.batch))
+        fit = result(training.run, data.heldout(training.plan.batch, FINAL_ROWS))
     except OtherProcessEnded:
         raise
     except LensaeError as error:
@@ -168,9 +170,9 @@ def _finished(data: Data, training: Training, stop, group: ProcessGroup) -> Trai
     sae = fit.sae(metadata(data, training.recipe))
     if folder:
         write_metrics(folder.path / "metrics.csv", fit.history)
-    checkpoint.save(folder.path if folder else None, sae, group)
+    digest = checkpoint.save(folder.path if folder else None, sae, group)
     if not folder:
         return None
-    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit)}
+    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit), "weights_sha256": digest}
     folder.finish(facts)
     return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)

@@ -1,6 +1,6 @@
 """`.npz`: NumPy's own archive, uncompressed and without pickles; `about` says where the set comes from.
 
-numpy.savez wants every array in memory at once, so each member's header and values are written here one after another.
+numpy.savez needs every array in memory at once, so each member's header and values are written here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lensae.store.export._table import Table
 
 OPEN = """\
 import numpy; arrays = numpy.load({path!r}); rows = arrays["activations"]; ends = arrays["text_offsets"]
-texts = [bytes(part).decode() for part in numpy.split(arrays["text_bytes"], ends[1:-1])]"""
+texts = [bytes(text).decode() for text in numpy.split(arrays["text_bytes"], ends[1:-1])]"""
 
 
 def write(table: Table, target: Path, advance: Callable[[int], None]) -> None:
