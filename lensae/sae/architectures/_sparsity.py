@@ -23,6 +23,7 @@ class L1Trainer(BaseTrainer):
     """
 
     penalised_by = "l1"
+    log_l1: torch.Tensor
     warmup, limit = 0.05, 0.15
     hints = ("density",)
     shared = (*BaseTrainer.shared, "log_l1")

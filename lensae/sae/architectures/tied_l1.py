@@ -44,7 +44,7 @@ class Trainer(L1Trainer):
         self.b_dec = functional.geometric_median(target_BD)
         if self.centre is not None:
             self.centre = functional.geometric_median(x_BD)
-        index = torch.randperm(len(x_BD))[: self.d_sae][self.own]
+        index = torch.randperm(len(x_BD))[: self.d_sae][self.own_features]
         rows = functional.unit_rows(x_BD[index] - self.shift_D)
         self.W_dec.data[: len(rows)] = functional.unit_rows(0.5 * rows + 0.5 * self.W_dec.data[: len(rows)])
         if self.recipe.target_l0:

@@ -132,7 +132,7 @@ def _read(path: Path, tensors: bool = True, run: TrainingRun | None = None) -> t
 def _part(file, name: str, run: TrainingRun | None) -> torch.Tensor:
     if run is None or not run.trainer.group.splits_features or _shared(run, name):
         return file.get_tensor(name)
-    return file.get_slice(name)[run.trainer.own]
+    return file.get_slice(name)[run.trainer.own_features]
 
 
 def _damaged(path: Path, why: str) -> DamagedError:

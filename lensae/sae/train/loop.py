@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from lensae.sae.train.run import Measurement, TrainingRun
 from lensae.sae.train.schedule import Plan
 from lensae.sae.train.validation import Batch, measure, tensors, validate_all
 
+if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
+
+
 Batches = Callable[[int, int], Iterator[Batch]]
 SAMPLE_ROWS = 16384  # of the training rows, for the analytic start
 
@@ -36,7 +41,7 @@ class TrainingResult:
     """A finished training: the trainer holds the best weights, for rows multiplied by `scales` (the last is the
     targets'); `heldout`, `activation_histogram` and `agreement` are those of validation.FinalFigures."""
 
-    trainer: torch.nn.Module
+    trainer: BaseTrainer
     scales: tuple[float, ...]
     heldout: Reconstruction
     history: list[Measurement] = field(default_factory=list)
@@ -65,7 +70,7 @@ class Callbacks:
 
 
 def fit(
-    make_trainer: Callable[[int], torch.nn.Module],
+    make_trainer: Callable[[int], BaseTrainer],
     train_rows: Batches,
     heldout_rows: Callable[[], Iterable[Batch]],
     recipe: TrainRecipe,
