@@ -8,6 +8,7 @@ from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.core.paths import SetEntry
+    from lensae.sae.train.run import Measurement
     from lensae.stages.shared.progress import Progress
     from lensae.stages.train.setup import Training
 
@@ -28,7 +29,7 @@ class TrainingProgress(Watcher):
         """A batch is done."""
         self.progress.advance(rows)
 
-    def measured(self, training: Training, line) -> None:
+    def measured(self, training: Training, line: Measurement) -> None:
         """The SAE was measured on the held-out rows."""
         figures = f"explained variance {line.explained_variance:.3f}, L0 {line.l0:.1f}"
         self.progress.say(f"{training.name}: {line.tokens:,} tokens, {figures}")

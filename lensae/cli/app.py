@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,11 +44,11 @@ class Interrupted(LensaeError):
 class Group(layout.Group):
     """The commands in the order of the work; turns Ctrl-C into an error that says what is kept."""
 
-    def list_commands(self, ctx) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The names in the order of COMMANDS."""
         return [name for modules in COMMANDS.values() for name in modules]
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)

@@ -21,7 +21,7 @@ class Sampling:
     top_k: int = 50
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise UserError(f"max-new-tokens cannot be {self.max_new_tokens}", "0 or more")
         if not 0 <= self.temperature < float("inf"):
@@ -77,7 +77,7 @@ class TrainRecipe:
     shuffle_rows: int | None = None
     checkpoint_minutes: float = 5.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -107,7 +107,7 @@ INTEGER = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "in
 SWEPT = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 
 
-def load_train(path: Path | None, **given) -> TrainRecipe:
+def load_train(path: Path | None, **given: object) -> TrainRecipe:
     """The `[train]` table of a recipe file, with what was `given` on the command line (not None) over it.
 
     Raises UserError for a missing file, one that is not TOML, an unknown key or a value of the wrong kind, and for
@@ -121,7 +121,7 @@ def load_train(path: Path | None, **given) -> TrainRecipe:
     return recipes[0]
 
 
-def load_sweep(path: Path | None, **given) -> list[TrainRecipe]:
+def load_sweep(path: Path | None, **given: object) -> list[TrainRecipe]:
     """Every combination of the values that the `[train]` table and the command line give; raises as load_train does.
 
     Several seeds are seeds of the start: all SAEs see the rows that the first seed orders, and what it holds out.

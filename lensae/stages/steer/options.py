@@ -29,7 +29,7 @@ class SteerOptions:
     set_name: str | None = None
     sae_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for scale in self.scales:
             if not math.isfinite(scale):
                 raise UserError(f"--scale cannot be {scale}", "a number, in multiples of the feature's maximum")

@@ -23,6 +23,8 @@ from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
+    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.train.schedule import Plan
 
 SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
 
@@ -34,8 +36,8 @@ class TrainReport:
     set_name: str
     sae: SaeEntry
     recipe: TrainRecipe
-    plan: object
-    fit: object
+    plan: Plan
+    fit: TrainingResult
     index: feature_index.IndexReport | None = None
 
 
