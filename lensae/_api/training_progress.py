@@ -18,7 +18,7 @@ class TrainingProgress(Watcher):
     def __init__(self, progress: Progress):
         self.progress = progress
 
-    def begins(self, entry: SetEntry, trainings: list[Training]) -> None:
+    def started(self, entry: SetEntry, trainings: list[Training]) -> None:
         """The plans are made."""
         [training] = trainings
         self.progress.start(f"training {training.name}", training.plan.steps * training.plan.batch, "rows")
@@ -28,7 +28,11 @@ class TrainingProgress(Watcher):
         """A batch is done."""
         self.progress.advance(rows)
 
-    def epoch(self, training: Training, line) -> None:
+    def measured(self, training: Training, line) -> None:
         """The SAE was measured on the held-out rows."""
         figures = f"explained variance {line.explained_variance:.3f}, L0 {line.l0:.1f}"
         self.progress.say(f"{training.name}: {line.tokens:,} tokens, {figures}")
+
+    def indexing(self) -> Progress:
+        """The index is built next."""
+        return self.progress

@@ -43,3 +43,10 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory() -> int:
+    """The memory of this machine in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,4 +1,4 @@
-"""What a corpus is made of."""
+"""Statistics of a corpus: words, labels, tokens."""
 
 from __future__ import annotations
 

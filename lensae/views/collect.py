@@ -1,4 +1,4 @@
-"""What a collection pass came to."""
+"""The report of a collection pass."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def small_store(tmp_path_factory, model_dir):
     texts.write_text("\n".join(f"Text {n} is about the number {n * n}." for n in range(100)))
     store = library.Store(folder / "store")
     library.collect(store, model=model_dir("gpt2"), corpus=texts, generate=False, hooks=["blocks.3.hook_resid_post"])
-    library.train(store, width=2, k=4, epochs=1)
+    library.train(store, width=2, k=4, epochs=1, index=False)
     return store
 
 

@@ -1,4 +1,4 @@
-"""The model that a set was collected from, found again."""
+"""The model from which a set was collected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lensae.core.paths import SetEntry
 
 
 def source_of(entry: SetEntry):
-    """Where the model's files are; raises LensaeError when its weights are not the same any more."""
+    """The files of the model; raises LensaeError when its weights have changed since."""
     described = entry.manifest.model
     source = models.resolve(described.path or described.name)
     if source.weights_digest() != described.weights_sha256:
@@ -19,5 +19,5 @@ def source_of(entry: SetEntry):
 
 
 def load_model_of(entry: SetEntry, hooks: list[str]):
-    """The model itself, float32, with `hooks` ready."""
+    """The loaded model, in float32, with `hooks` ready for use."""
     return models.load(source_of(entry), hooks)

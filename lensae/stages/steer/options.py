@@ -43,6 +43,11 @@ class SteerOptions:
         _checked = self.sampling
 
     @property
+    def takes_value(self) -> bool:
+        """Whether the operation depends on the value that the feature is given, and so on the scale."""
+        return getattr(registry.load("steering.operations", self.operation), "takes_value", True)
+
+    @property
     def sampling(self) -> Sampling:
         """How continuations are drawn."""
         return Sampling(self.max_new_tokens, self.temperature, 50, self.seed)
