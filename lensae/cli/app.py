@@ -7,13 +7,14 @@ import os
 import sys
 import time
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
 from lensae.cli import help as layout
-from lensae.cli.help import App, examples
+from lensae.cli.help import App, Command, examples
+from lensae.cli.plugins import listing
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.core.program import command
 from lensae.stages.shared.processes import current, leave
@@ -43,16 +44,16 @@ class Interrupted(LensaeError):
 class Group(layout.Group):
     """The commands in the order of the work; turns Ctrl-C into an error that says what is kept."""
 
-    def list_commands(self, ctx) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The names in the order of COMMANDS."""
         return [name for modules in COMMANDS.values() for name in modules]
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted("stopped", KEPT.get(ctx.invoked_subcommand or "", "")) from None
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted("stopped", str(interrupt) or KEPT.get(ctx.invoked_subcommand or "", "")) from None
 
 
 app = App(
@@ -92,7 +93,8 @@ for _panel, _modules in COMMANDS.items():
         if hasattr(_module, "app"):
             app.add_typer(_module.app, name=_name, rich_help_panel=_panel)
         else:
-            app.command(_name, epilog=_module.EXAMPLES, rich_help_panel=_panel)(_module.command)
+            _kind = listing(*_module.PLUGINS) if hasattr(_module, "PLUGINS") else Command
+            app.command(_name, epilog=_module.EXAMPLES, rich_help_panel=_panel, cls=_kind)(_module.command)
 
 
 def main() -> None:

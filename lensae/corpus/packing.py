@@ -27,7 +27,7 @@ def joined(documents: Iterable[tuple[str, Iterable[int]]], bos: int | None, cont
     (label, ids): the label that all documents of an input share, or "".
     """
     lead = [bos] if bos is not None else []
-    window, labels = list(lead), []
+    window, labels = list(lead), list[str]()
     for label, ids in documents:
         source = _body(ids, bos)
         separator = lead if len(window) > len(lead) else []
@@ -48,7 +48,7 @@ def joined(documents: Iterable[tuple[str, Iterable[int]]], bos: int | None, cont
 def _body(ids: Iterable[int], bos: int | None) -> Iterator[int]:
     source = iter(ids)
     first = next(source, bos)
-    return source if first == bos else chain([first], source)
+    return source if first is None or first == bos else chain([first], source)
 
 
 def _shared(labels: list[str]) -> str:

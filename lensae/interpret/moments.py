@@ -69,7 +69,9 @@ class Moments:
         square = x * x
         self._combine(len(x), mean_D, x.T @ x, (square * x).sum(0), (square * square).sum(0))
 
-    def _combine(self, b: int, mean_D, second_DD, third_D, fourth_D) -> None:
+    def _combine(
+        self, b: int, mean_D: np.ndarray, second_DD: np.ndarray, third_D: np.ndarray, fourth_D: np.ndarray
+    ) -> None:
         """Pébay's equations for a (the rows so far) and b (this batch); the fourth moment needs the old third,
         and both need the old second."""
         a, n = self.rows, self.rows + b

@@ -81,6 +81,7 @@ class StreamRecorder:
 
     def take(self) -> torch.Tensor:
         """Return the copy and drop it."""
+        assert self.x_BTD is not None, f"nothing was recorded at {self.hook}"
         x_BTD, self.x_BTD = self.x_BTD, None
         return x_BTD
 

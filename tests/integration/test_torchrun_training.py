@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -131,6 +133,21 @@ def test_each_holds_its_features(name, features_divided):
     assert_like(features_divided / "saes" / f"features-{name}", features_divided / "saes" / f"alone-{name}")
 
 
+def test_torchrun_starts_main_py(alone):
+    """torchrun itself, and interpreters that it starts: an SAE as a single process makes it."""
+    settings = ("--width", SHORT.width, "--k", SHORT.k, "--batch", SHORT.batch, "--epochs", SHORT.epochs)
+    words = ("--standalone", "--nproc-per-node", 2, "main.py", "train", "--set", f"toy/{HOOK}", "--name", "torchrun")
+    command = [sys.executable, "-m", "torch.distributed.run", *words, *settings, "--lr", SHORT.lr]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with processes.killed_at_the_end(
+        subprocess.Popen([*map(str, command)], cwd=processes.ROOT, env=environment, **pipes)
+    ) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.count("explained variance") == 1, err
+    assert_like(alone / "saes/torchrun", alone / "saes/alone-topk")
+
+
 def test_what_is_compared_is_worth_it(alone):
     """Dead features are revived, and a batch of one row is among them."""
     lines = {name: metrics(alone / "saes" / f"alone-{name}") for name in all_recipes()}
@@ -182,6 +199,7 @@ def test_killed_and_stopped_and_resumed(toy, long_recipe):
     assert err.count("run the same command again to resume") == 1, err
     out, err = torchrun(processes.main, *command).finish()
     assert "resuming at step" in err and json.loads(out)["sae"] == "long"
+    assert json.loads(out)["index"]["sae_name"] == "long" and err.count("indexing 64 features: 1,000/1,000") == 1, err
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import HOOK, documents, write_set
+from helpers import HOOK, documents, shell, write_set
 from training_helpers import Stops
 
 from lensae.core.recipe import TrainRecipe
@@ -91,17 +91,27 @@ def test_the_lines_of_metrics_csv_are_logged(lensae, toy, wandb):
     assert json.loads((Path(found["path"]) / "wandb.json").read_text())["id"] == options["id"]
 
 
+def test_the_real_package_keeps_the_lines_offline(toy, store):
+    """In an interpreter of its own: what is logged is in the file that `wandb sync` would send."""
+    done = shell(*OPTIONS, "--wandb", "--json", WANDB_MODE="offline", WANDB_SILENT="true", LENSAE_STORE=store)
+    assert done.returncode == 0, done.stderr
+    folder = Path(json.loads(done.stdout)["path"])
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    data = file.read_bytes()
+    assert data.count(b"loss/mse") >= len(metrics(folder)) >= 4 and b"topk-32-k4" in data
+
+
 def test_without_the_option_nothing_is(lensae, toy, wandb):
     assert lensae(*OPTIONS)[0] == 0
     assert not wandb.runs and not list(toy.glob("saes/*/wandb*"))
 
 
 def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
-    with pytest.raises(KeyboardInterrupt), Logged(Stops(12), print) as watcher:
+    with pytest.raises(KeyboardInterrupt), WandbWatcher(Stops(12), print) as watcher:
         train(SMALL, name="parts", watcher=watcher)
-    with Logged(Watcher(), print) as watcher:
+    with WandbWatcher(Watcher(), print) as watcher:
         folder = train(SMALL, name="parts", watcher=watcher).sae.path
     first, second = wandb.runs
     assert first.options["id"] == second.options["id"] and (first.ended, second.ended) == (1, 0)
@@ -111,11 +121,11 @@ def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
 
 
 def test_a_run_that_begins_late_is_told_the_history(toy, wandb):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
     with pytest.raises(KeyboardInterrupt):
         train(SMALL, name="parts", watcher=Stops(12))
-    with Logged(Watcher(), print) as watcher:
+    with WandbWatcher(Watcher(), print) as watcher:
         folder = train(SMALL, name="parts", watcher=watcher).sae.path
     assert wandb.runs[0].lines == metrics(folder)
 
@@ -157,11 +167,11 @@ def test_without_the_package(found, lensae, toy, monkeypatch):
 
 
 def test_other_processes_of_the_training_have_no_runs(wandb, monkeypatch):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with Logged(Watcher(), print) as watcher:
-        watcher.begins(None, [object()])
-        watcher.epoch(SimpleNamespace(name="topk"), None)
+    with WandbWatcher(Watcher(), print) as watcher:
+        watcher.started(None, [object()])
+        watcher.measured(SimpleNamespace(name="topk"), None)
     assert not wandb.runs

@@ -1,6 +1,5 @@
-"""`hf:<dataset>[:config][:split]`: a Hugging Face dataset, streamed; a directory works as the dataset.
-
-The split is `train` unless it is named.
+"""`hf:DATASET[:CONFIG][:SPLIT]`: a Hugging Face dataset from the hub or a directory, streamed; the split is `train` by
+default.
 """
 
 from __future__ import annotations
@@ -8,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lensae.core.deadline import within
 from lensae.core.errors import UserError
@@ -41,7 +41,7 @@ def identity(source: str) -> str:
     return digest.hexdigest()
 
 
-def _open(name: str, config: str, split: str):
+def _open(name: str, config: str, split: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()

@@ -71,6 +71,7 @@ class BaseTrainer(ShardedModule):
     """
 
     saved_as = "standard"
+    penalised_by: str | None = None
     keeps_unit_rows = True
     hints: tuple[str, ...] = ()  # numbers beside the tensors that one batch leaves to the next
 

@@ -22,6 +22,7 @@ class L1Trainer(BaseTrainer):
     features are active than that, and down while fewer are.
     """
 
+    penalised_by = "l1"
     warmup, limit = 0.05, 0.15
     hints = ("density",)
     shared = (*BaseTrainer.shared, "log_l1")

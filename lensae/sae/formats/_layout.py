@@ -14,8 +14,9 @@ import numpy as np
 from lensae.core.durable import read_json
 from lensae.core.errors import DamagedError
 from lensae.core.records import Fault
+from lensae.core.training_record import TRAINING, read_training
 
-CONFIG, WEIGHTS, TRAINING = "cfg.json", "sae_weights.safetensors", "training.json"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 BLOCK_ROWS = 1024  # of a tensor, read at once
 NUMPY_FLOATS = ("F16", "F32", "F64")
 
@@ -41,8 +42,8 @@ def weights_digest(folder: Path) -> str:
 
 def recorded_digest(folder: Path) -> str:
     """The digest that was recorded when the weights were saved; "" for an SAE that was made elsewhere."""
-    path = folder / TRAINING
-    return read_json(path).get("weights_sha256", "") if path.is_file() else ""
+    record = read_training(folder)
+    return (record and record.weights_sha256) or ""
 
 
 def check_digest(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""An SAE's directory in the SAELens 6 layout: cfg.json and sae_weights.safetensors."""
+"""An SAE's directory in the SAELens 6 layout: cfg.json and sae_weights.safetensors.
+
+Shapes: F features.
+"""
 
 from __future__ import annotations
 

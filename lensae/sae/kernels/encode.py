@@ -194,5 +194,5 @@ def _first_guess(rows_BD, W_FD, b_F, k: int, group: ProcessGroup) -> float:
     middle = torch.zeros((), dtype=torch.float64)
     if group.is_first:
         pre_BF = next(_blocks(rows_BD, W_FD, b_F))
-        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().double()
+        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().cpu().double()
     return max(0.0, 0.7 * float(group.sum_over_processes(middle)))

@@ -137,6 +137,16 @@ def _validation_rows(tokens: int, validations: int) -> int:
     return min(most, max(least, round(VALIDATION_SHARE * tokens / validations)))
 
 
+def memory_needed(recipe: TrainRecipe, plan: Plan, d_model: int) -> int:
+    """The bytes that a training takes at least: 40 d_model for each feature, 48 with a moving average of the weights.
+
+    They are encoder and decoder in float32, their gradients, Adam's two moments and the best weights so far. A
+    transcoder is counted as if its target had d_model too.
+    """
+    weights = 2 * 4 * d_model * plan.d_sae
+    return weights * (6 if recipe.average else 5)
+
+
 def learning_rate(step: int, plan: Plan, recipe: TrainRecipe) -> float:
     """Linear warm-up, constant, linear decay to zero over the last part."""
     warmup, decay = recipe.warmup * plan.steps, recipe.decay * plan.steps

@@ -6,6 +6,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
 
 # SIGTERM can be handled on Windows but is never sent there: Ctrl-C and Ctrl-Break arrive as SIGINT and SIGBREAK.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if hasattr(signal, "SIGBREAK") else []))
@@ -22,7 +27,7 @@ def requested() -> Iterator[Callable[[], bool]]:
         return
     received: list[int] = []
 
-    def on_signal(number: int, _frame) -> None:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
