@@ -24,7 +24,7 @@ from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.train.schedule import AUX
 
-# SteeredFeature-out rows that a threshold is calibrated on, and those that tell first roughly where it is.
+# Held-out rows on which a threshold is calibrated, and how many of them first show roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
 # width.
