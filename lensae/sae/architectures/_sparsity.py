@@ -84,4 +84,4 @@ class L1Trainer(BaseTrainer):
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """With a target L0, move all biases by the same small amount, so that it is met on held-out rows."""
         if self.recipe.target_l0:
-            self.b_enc -= self.level(batches, self.b_enc, self.recipe.target_l0)
+            self.b_enc.sub_(self.level(batches, self.b_enc, self.recipe.target_l0))

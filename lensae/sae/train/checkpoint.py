@@ -49,6 +49,7 @@ def save(run: TrainingRun) -> None:
         dims = {name: None if _shared(run, name) else 0 for name in tensors}
         sharded_safetensors.write(run.checkpoint, tensors, dims.__getitem__, metadata, group)
         return
+    assert run.checkpoint is not None, "a run without a checkpoint is never saved"
     with new_file(run.checkpoint) as partial:
         save_file(_tensors(run), partial, metadata=metadata)
 

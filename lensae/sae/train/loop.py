@@ -121,6 +121,7 @@ def result(run: TrainingRun, heldout_rows: Callable[[], Iterable[Batch]]) -> Tra
         run.trainer.group = SINGLE_PROCESS
     run.check_worth()
     run.mid_step = True
+    assert run.best is not None, "check_worth raises where there is nothing"
     run.trainer.load_state_dict(run.best)
     run.trainer.eval()
     with run.own_random():
