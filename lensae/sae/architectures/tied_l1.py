@@ -41,7 +41,7 @@ class Trainer(L1Trainer):
 
         With a target L0 the biases start where each feature fires on a small share of the rows."""
         target_BD = x_BD if target_BD is None else target_BD
-        self.b_dec = functional.geometric_median(target_BD)
+        self.b_dec.data = functional.geometric_median(target_BD)
         if self.centre is not None:
             self.centre = functional.geometric_median(x_BD)
         index = torch.randperm(len(x_BD))[: self.d_sae][self.own_features]

@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -130,7 +131,7 @@ def _read(path: Path, tensors: bool = True, run: TrainingRun | None = None) -> t
         raise _damaged(path, str(error)) from None
 
 
-def _part(file, name: str, run: TrainingRun | None) -> torch.Tensor:
+def _part(file: Any, name: str, run: TrainingRun | None) -> torch.Tensor:
     if run is None or not run.trainer.group.splits_features or _shared(run, name):
         return file.get_tensor(name)
     return file.get_slice(name)[run.trainer.own_features]
