@@ -31,7 +31,7 @@ class Trainer(L1Trainer):
     def extend(self) -> None:
         """One matrix for both, and a centre that does not learn."""
         super().extend()
-        self.W_enc_FD = self.W_dec
+        self.W_enc_FD = self.W_dec  # type: ignore[assignment]  # both are the one parameter
         del self.b_dec
         self.register_buffer("b_dec", torch.zeros(self.d_model))
 

@@ -57,7 +57,7 @@ class TrainingResult:
 
 
 class Callbacks(Protocol):
-    """What a caller may want to do during a training; a method may be left as it is."""
+    """What a caller may want to do during a training; NoCallbacks has all of them."""
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """A batch was learnt from, by runs with these losses."""
@@ -67,11 +67,21 @@ class Callbacks(Protocol):
 
     def stop(self) -> bool:
         """Whether to stop at the next occasion, as if by Ctrl-C."""
-        return False
+        ...
 
 
-class NoCallbacks(Callbacks):
+class NoCallbacks:
     """Nothing is to be done during a training."""
+
+    def step(self, rows: int, losses: list[dict[str, float]]) -> None:
+        """Nothing."""
+
+    def measured(self, run: TrainingRun, line: Measurement) -> None:
+        """Nothing."""
+
+    def stop(self) -> bool:
+        """Never."""
+        return False
 
 
 def fit(
