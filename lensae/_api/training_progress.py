@@ -8,6 +8,7 @@ from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.core.paths import SetEntry
+    from lensae.sae.train.run import Measurement
     from lensae.stages.shared.progress import Progress
     from lensae.stages.train.setup import Training
 
@@ -18,7 +19,7 @@ class TrainingProgress(Watcher):
     def __init__(self, progress: Progress):
         self.progress = progress
 
-    def begins(self, entry: SetEntry, trainings: list[Training]) -> None:
+    def started(self, entry: SetEntry, trainings: list[Training]) -> None:
         """The plans are made."""
         [training] = trainings
         self.progress.start(f"training {training.name}", training.plan.steps * training.plan.batch, "rows")
@@ -28,7 +29,11 @@ class TrainingProgress(Watcher):
         """A batch is done."""
         self.progress.advance(rows)
 
-    def epoch(self, training: Training, line) -> None:
+    def measured(self, training: Training, line: Measurement) -> None:
         """The SAE was measured on the held-out rows."""
         figures = f"explained variance {line.explained_variance:.3f}, L0 {line.l0:.1f}"
         self.progress.say(f"{training.name}: {line.tokens:,} tokens, {figures}")
+
+    def indexing(self) -> Progress:
+        """The index is built next."""
+        return self.progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from lensae.cli.help import RUN, examples, panel
-from lensae.cli.options import CORPUS_HELP, DeviceOption, JsonOption, ModelArgument
+from lensae.cli.options import CORPUS_HELP, READERS, DeviceOption, JsonOption, ModelArgument
 from lensae.core.program import command_line
 
 EXAMPLES = examples(
@@ -18,6 +18,7 @@ EXAMPLES = examples(
     "collect --steer 447:2 --sae topk-2304-k32",
     parallel="collect --no-generate --corpus my-texts.jsonl",
 )
+PLUGINS = READERS
 read, write, steer_with, keep, run = map(
     panel, ("What to read", "What the model writes", "How to steer", "What to keep", RUN)
 )

@@ -13,7 +13,7 @@ def command(
 ) -> None:
     """Measure an SAE on held-out documents: sparsity, reconstruction, and what it costs the model.
 
-    Beside it: as many principal components, a random SAE, and the stream itself. Writes evaluation.json and the
+    Beside it stand as many principal components, a random SAE, and the unchanged stream. Writes evaluation.json and the
     histograms of density, activations and decoder cosines (PNG) into the SAE's folder. Any SAE in the SAELens layout
     can be measured: --sae FOLDER. A transcoder is measured on the rows that it predicts, beside linear maps.
     """

@@ -55,7 +55,7 @@ def list_(
     sae: SaeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List features: the densest, the strongest, or those that best tell the labels of the set apart."""
+    """List features: the densest, the strongest, or those that best separate the labels of the set."""
     from dataclasses import asdict
 
     from lensae.stages import features as lookup
@@ -82,7 +82,7 @@ def show(
     sae: SaeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show all there is on one feature: figures, histogram, its tokens, its labels, its strongest examples."""
+    """Show one feature: figures, histogram, tokens, labels and its strongest examples."""
     from lensae.index.file import EDGES
     from lensae.stages import features as lookup
     from lensae.views import features as view

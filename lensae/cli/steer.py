@@ -13,6 +13,7 @@ EXAMPLES = examples(
     'steer --feature 447 --scale 1 --prompt "My plans for tomorrow:" --positions generated',
     "steer --feature 447 --op ablate",
 )
+PLUGINS = ("Operations", "steering.operations")
 change, write, read = map(panel, ("What to change", "What the model writes", "What to read"))
 
 
@@ -21,7 +22,7 @@ def command(
     scale: Annotated[
         list[float] | None, change("Strength, in multiples of the feature's maximum over the set. Default 1. *")
     ] = None,
-    op: Annotated[str, change("clamp, add or ablate.")] = "clamp",
+    op: Annotated[str, change("Operation, one of those listed below.")] = "clamp",
     positions: Annotated[str, change("Tokens that are edited: all or generated.")] = "all",
     prompt: Annotated[list[str] | None, write("Text to continue. *")] = None,
     samples: Annotated[int, write("Continuations of each prompt; all are measured, one is shown.")] = 4,
@@ -48,7 +49,7 @@ def command(
 
     options = SteerOptions(
         feature,
-        tuple(scale or (1.0,)) if op != "ablate" else (1.0,),
+        tuple(scale or (1.0,)),
         op,
         tuple(prompt or DEFAULT_PROMPTS),
         positions,

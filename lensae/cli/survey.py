@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from lensae.cli.help import examples
-from lensae.cli.options import CORPUS_HELP, DeviceOption, JsonOption, ModelArgument
+from lensae.cli.options import CORPUS_HELP, READERS, DeviceOption, JsonOption, ModelArgument
 
 EXAMPLES = examples("survey", "survey gpt2-medium --max-tokens 20000", "survey --corpus my-texts.txt --json")
+PLUGINS = READERS
 
 
 def command(
@@ -19,7 +20,7 @@ def command(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the residual stream after every block in one pass over some text, and say where to hook, and why.
+    """Measure the residual stream after every block in one pass over some text, and say where to hook and why.
 
     Writes a figure (PNG) to experiments/results/.
     """

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lensae.cli.help import RUN, examples, panel
 from lensae.cli.options import SET_HELP, DeviceOption, JsonOption
-from lensae.core import registry
 from lensae.core.program import command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lensae.core.recipe import TrainRecipe
+    from lensae.stages.train.watcher import Watcher
+
 
 EXAMPLES = examples(
     "train",
@@ -20,23 +26,23 @@ EXAMPLES = examples(
     parallel="train --epochs 1",
 )
 
-FAMILIES = ", ".join(registry.names("sae.architectures"))
-NOT_IN_RECIPE = ("recipe", "shard_features", "name", "wandb", "set_name", "device", "as_json")
+PLUGINS = ("Architectures", "sae.architectures")
+NOT_IN_RECIPE = ("recipe", "shard_features", "name", "index", "wandb", "set_name", "device", "as_json")
 learn, read, pace, keep, run = map(
     panel, ("What to train", "What to read", "How long and how fast", "Where it goes", RUN)
 )
 
 
 def command(
-    arch: Annotated[list[str] | None, learn(f"One of {FAMILIES}. Default topk. *")] = None,
+    arch: Annotated[list[str] | None, learn("Architecture, one of those listed below. Default topk. *")] = None,
     width: Annotated[
         list[float] | None, learn("Features, as a multiple of d_model. Default: from the set's size. *")
     ] = None,
-    k: Annotated[list[int] | None, learn("Active features per token (the topk families). Default 32. *")] = None,
-    l1: Annotated[list[float] | None, learn("Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1. *")] = None,
-    target_l0: Annotated[
-        list[float] | None, learn("Active features per token to aim at (jumprelu, in place of --l1). *")
+    k: Annotated[list[int] | None, learn("Active features per token. Default 32. *")] = None,
+    l1: Annotated[
+        list[float] | None, learn("Weight of the L1 penalty, where the architecture has one. Default 0.1. *")
     ] = None,
+    target_l0: Annotated[list[float] | None, learn("Active features per token to aim at, in place of --l1. *")] = None,
     seed: Annotated[
         list[int] | None, learn("Seed of the held-out rows, the first weights and the order. Default 0. *")
     ] = None,
@@ -53,6 +59,9 @@ def command(
         pace("float32 or bfloat16 (faster; how far it selects the same features is measured and shown)."),
     ] = None,
     name: Annotated[str | None, keep("Name of the SAE. Default: from its settings.")] = None,
+    index: Annotated[
+        bool, keep("Build the feature index at the end, of several SAEs the best one's.", "--index/--no-index")
+    ] = True,
     wandb: Annotated[
         bool, keep("Log the measurements to Weights & Biases too, under the project lensae.", "--wandb")
     ] = False,
@@ -65,7 +74,8 @@ def command(
     """Train sparse autoencoders on an activation set, streaming from its shards.
 
     A tenth of the prompts is held out whole; training stops early when their loss stops improving; the best weights are
-    kept, in the layout that SAELens loads. An interrupted training is resumed when the same command is given again.
+    kept, in the layout that SAELens loads, and their features are indexed. An interrupted training is resumed when the
+    same command is given again.
 
     Several processes train one SAE under torchrun. Each learns from its share of every batch; with --shard-features
     each holds a share of the features, for SAEs too wide for one device. Either way the SAE is the one that a single
@@ -79,28 +89,37 @@ def command(
     from lensae.core.device import use_device
     from lensae.core.recipe import load_sweep
 
-    settings = load_sweep(recipe, **given)
-    from lensae.views import train as view
-    from lensae.views.console import out
+    recipes = load_sweep(recipe, **given)
+    from lensae.views.train import LiveTraining
 
     with ExitStack() as stack:
         stack.enter_context(use_device(device))
-        watcher = live = stack.enter_context(view.LiveTraining())
+        live = stack.enter_context(LiveTraining())
+        watcher: Watcher = live
         if wandb:
-            from lensae.stages.train.wandb import Logged
+            from lensae.stages.train.wandb import WandbWatcher
 
-            watcher = stack.enter_context(Logged(live, live.say))
-        if len(settings) > 1:
-            from lensae.stages.train.sweep import sweep as train
-            from lensae.views import sweep as view
-        else:
-            from lensae.stages.train.run import train
+            watcher = stack.enter_context(WandbWatcher(live, live.say))
+        options = (set_name, name, watcher, command_line(), shard_features, index)
+        show = _train_several(recipes, *options) if len(recipes) > 1 else _train_one(recipes[0], *options)
+    show(as_json)
 
-            settings = settings[0]
-        report = train(settings, set_name, name, watcher, command_line(), shard_features)
-    if report is None:  # another process reports
-        return
-    if as_json:
-        view.as_json(report)
-    else:
-        view.show(out(), report)
+
+def _train_one(recipe: TrainRecipe, *options: Any) -> Callable[[bool], None]:
+    """Train one SAE; returns what shows its report (nothing, where another process has it)."""
+    from lensae.stages.train.run import train
+    from lensae.views import train as view
+    from lensae.views.console import out
+
+    report = train(recipe, *options)
+    return lambda as_json: None if report is None else view.as_json(report) if as_json else view.show(out(), report)
+
+
+def _train_several(recipes: list[TrainRecipe], *options: Any) -> Callable[[bool], None]:
+    """The same for several SAEs on one pass over the rows."""
+    from lensae.stages.train.sweep import sweep
+    from lensae.views import sweep as view
+    from lensae.views.console import out
+
+    report = sweep(recipes, *options)
+    return lambda as_json: None if report is None else view.as_json(report) if as_json else view.show(out(), report)

@@ -34,7 +34,7 @@ def write_json(path: Path, value: dict) -> None:
     write_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write and fsync `data` beside `path` and rename it; nothing is left behind when that fails (a full disk)."""
     with new_file(path) as partial:
         partial.write_bytes(data)
@@ -97,7 +97,7 @@ class Folder:
         self.path.mkdir()
         return self.path
 
-    def __exit__(self, kind, *_exc) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         try:
             if kind is None:
                 self._move()

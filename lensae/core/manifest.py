@@ -13,18 +13,17 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError
+from lensae.core.validation import HINT, record_from_json
 
 NEWEST = 1  # the schema of shards and manifests that this version writes
 SHARD_FILE = re.compile(r"\d{5,}(-\d+)?\.h5")
-HINT = "it was edited or cut short"
 MANIFEST, JOURNALS = "manifest.json", "shards*.jsonl"
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ def shard_from_json(value: object, where: str) -> ShardRecord:
     """The opposite; raises DamagedError naming `where`."""
     if isinstance(value, dict):
         value = {("pass_number" if name == "pass" else name): one for name, one in value.items()}
-    shard = _record(ShardRecord, value, where)
+    shard = record_from_json(ShardRecord, value, where)
     if not SHARD_FILE.fullmatch(shard.file):
         raise DamagedError(f"{where} has the file {shard.file!r}", HINT)
     return shard
@@ -171,11 +170,13 @@ def append_shard(folder: Path, shard: ShardRecord) -> None:
 
 def manifest_from_json(value: dict[str, Any], path: Path) -> Manifest:
     """The manifest at `path`; raises DamagedError naming the first entry that cannot be right."""
-    manifest = _record(Manifest, value, f"{path}")
+    manifest = record_from_json(Manifest, value, f"{path}")
     if manifest.schema > NEWEST:
         raise DamagedError(f"{path} was written by a newer lensae", "upgrade lensae to read it")
-    manifest.model = _record(ModelRecord, manifest.model, f"{path}: model")
-    manifest.passes = [_record(PassRecord, one, f"{path}: passes[{i}]") for i, one in enumerate(manifest.passes)]
+    manifest.model = record_from_json(ModelRecord, manifest.model, f"{path}: model")
+    manifest.passes = [
+        record_from_json(PassRecord, one, f"{path}: passes[{i}]") for i, one in enumerate(manifest.passes)
+    ]
     manifest.shards = [shard_from_json(one, f"{path}: shards[{i}]") for i, one in enumerate(manifest.shards)]
     check_shards(manifest, path)
     return manifest
@@ -191,35 +192,3 @@ def check_shards(manifest: Manifest, path: Path) -> None:
         if shard.pass_number >= len(manifest.passes):
             raise DamagedError(f"{where} is of pass {shard.pass_number}, which does not exist", HINT)
         files.add(shard.file)
-
-
-# What JSON has for a field's type, as it is written in the classes above.
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "str | None": (str, type(None)),
-    "float | None": (int, float, type(None)),
-    "ModelRecord": (dict,),
-}
-
-
-def _record(kind: type[R], value: object, where: str) -> R:
-    """A record from a JSON object; keys that are not known are left out."""
-    if not isinstance(value, dict):
-        raise DamagedError(f"{where} is not an object", HINT)
-    given = {}
-    for one in fields(kind):  # type: ignore[arg-type]
-        if one.name in value:
-            given[one.name] = _checked(value[one.name], str(one.type), f"{where} has {one.name}")
-        elif one.default is MISSING and one.default_factory is MISSING:
-            raise DamagedError(f"{where} lacks '{one.name}'", HINT)
-    return kind(**given)
-
-
-def _checked(value: object, declared: str, where: str) -> object:
-    expected = _KINDS.get(declared) or ((dict,) if declared.startswith("dict") else (list,))
-    negative = isinstance(value, int) and value < 0
-    if not isinstance(value, expected) or isinstance(value, bool) or negative:
-        raise DamagedError(f"{where} {str(value)[:40]!r}", HINT)
-    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import re
 import sys
 from pathlib import Path
 
@@ -38,8 +37,15 @@ def peak_memory() -> int:
         return int(psutil.Process().memory_info().peak_wset)
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux getrusage may report the memory of the process that started this one
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory() -> int:
+    """The memory of this machine in bytes."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)

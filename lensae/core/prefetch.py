@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 END = object()
@@ -24,7 +24,7 @@ def prefetch(source: Iterable[T], depth: int = 2, name: str = "prefetch") -> Gen
         pending = deque(pool.submit(next, items, END) for _ in range(depth))
         while (item := pending.popleft().result()) is not END:
             pending.append(pool.submit(next, items, END))
-            yield item
+            yield cast(T, item)
     finally:
         pool.shutdown(cancel_futures=True)
         if isinstance(items, Generator):

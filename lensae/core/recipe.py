@@ -21,7 +21,7 @@ class Sampling:
     top_k: int = 50
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise UserError(f"max-new-tokens cannot be {self.max_new_tokens}", "0 or more")
         if not 0 <= self.temperature < float("inf"):
@@ -34,18 +34,17 @@ class Sampling:
 class TrainRecipe:
     """Everything that decides a training; None means "chosen from the set's size" (the choice is recorded).
 
-    `width` is the number of features, as a multiple of d_model; `k` the active features per token (topk, batchtopk,
-    matryoshka); `l1` the sparsity weight (relu, tied-l1, gated), which starts there and moves when `target_l0` says how
-    many features are to be active (jumprelu: without it, k); `l0_weight` of the distance from that, `l0_penalty` how
-    its gradient is estimated ("step" or "tanh") and `bandwidth` of the estimates, in rows of norm sqrt(d_model)
-    (jumprelu); `aux` weight of the loss that revives silent features; `epochs` passes over the training rows, or
-    `tokens` in all.
-    `norm_limit`: a row's error weighs no more in training than that of a row so many times as long as the mean (0: as
-    much as it is).
-    `resample`: how often dead features begin again from what the others leave unexplained; `average`: the weight of the
-    past in a running mean of the weights, which then is what is measured and kept (0: none).
-    `encoder_dtype` is the precision of the product by which features are selected in training; their values are
-    float32 always.
+    `arch` is the architecture, `width` the number of features as a multiple of d_model, `k` the active features per
+    token of an architecture that fixes them. `l1` is the weight of a sparsity penalty; with `target_l0`, the number of
+    features that are to be active, it is only where that weight starts. An architecture that has a target in any case
+    takes `k` when there is no `target_l0`: `l0_weight` weighs the distance from it, `l0_penalty` says how its gradient
+    is estimated ("step" or "tanh"), `bandwidth` is that of the estimates, in rows of norm sqrt(d_model).
+    `aux` is the weight of the loss that revives silent features, `resample` how often dead features begin again from
+    what the others leave unexplained.
+    `epochs` are passes over the training rows, `tokens` is their number in all. `norm_limit`: the error of a row weighs
+    no more in training than that of a row so many times as long as the mean (0: without limit). `average` is the weight
+    of the past in an exponential moving average of the weights, which is what is measured and kept (0: none).
+    `encoder_dtype` is the precision of the product that selects features in training; their values are always float32.
     `target` names a set of the same tokens whose rows are to be predicted (a transcoder). `seed` decides what is held
     out, the order of the rows and the start; `init_seed` the start alone, when it is to differ. Rows are shuffled over
     windows of `shuffle_rows`. A checkpoint is written every `checkpoint_minutes`.
@@ -78,7 +77,7 @@ class TrainRecipe:
     shuffle_rows: int | None = None
     checkpoint_minutes: float = 5.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -97,17 +96,18 @@ class TrainRecipe:
             raise UserError("epochs and tokens are both given", "give one of them")
 
 
+# Fields that must be more than 0, those with a choice of words, and those of each type in TOML.
 POSITIVE = (
     *("width", "k", "l1", "l0_weight", "bandwidth", "batch", "patience", "lr", "epochs", "tokens", "target_l0"),
     *("shuffle_rows", "checkpoint_minutes"),
 )
 CHOICES = {"encoder_dtype": ("float32", "bfloat16"), "l0_penalty": ("step", "tanh")}
-WORDS = ("arch", "target", *CHOICES)
-WHOLE = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
-SEVERAL = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
+TEXT = ("arch", "target", *CHOICES)
+INTEGER = ("k", "resample", "batch", "epochs", "tokens", "patience", "seed", "init_seed", "shuffle_rows")
+SWEPT = ("arch", "width", "k", "l1", "target_l0", "seed")  # of these a recipe may give a list
 
 
-def load_train(path: Path | None, **given) -> TrainRecipe:
+def load_train(path: Path | None, **given: object) -> TrainRecipe:
     """The `[train]` table of a recipe file, with what was `given` on the command line (not None) over it.
 
     Raises UserError for a missing file, one that is not TOML, an unknown key or a value of the wrong kind, and for
@@ -121,7 +121,7 @@ def load_train(path: Path | None, **given) -> TrainRecipe:
     return recipes[0]
 
 
-def load_sweep(path: Path | None, **given) -> list[TrainRecipe]:
+def load_sweep(path: Path | None, **given: object) -> list[TrainRecipe]:
     """Every combination of the values that the `[train]` table and the command line give; raises as load_train does.
 
     Several seeds are seeds of the start: all SAEs see the rows that the first seed orders, and what it holds out.
@@ -130,14 +130,14 @@ def load_sweep(path: Path | None, **given) -> list[TrainRecipe]:
     values |= {key: value for key, value in given.items() if value is not None and value != []}
     lists = {key: list(dict.fromkeys(value)) for key, value in values.items() if isinstance(value, list)}
     single = {key: value for key, value in values.items() if key not in lists}
-    found = []
+    recipes = []
     for combination in itertools.product(*lists.values()):
         one = dict(zip(lists, combination, strict=True))
         seeds = lists.get("seed", [])
         if len(seeds) > 1 and one["seed"] != seeds[0]:
             one |= {"init_seed": one["seed"], "seed": seeds[0]}
-        found.append(TrainRecipe(**{**single, **one}))
-    return found
+        recipes.append(TrainRecipe(**{**single, **one}))
+    return recipes
 
 
 def _checked(path: Path, given: dict) -> dict:
@@ -145,8 +145,8 @@ def _checked(path: Path, given: dict) -> dict:
     for key, value in given.items():
         if key not in fields:
             raise UserError(f"{path}: unknown key '{key}' in [train]", nearest(key, fields) or ", ".join(fields))
-        wanted = str if key in WORDS else int if key in WHOLE else (int, float)
-        several = key in SEVERAL and isinstance(value, list) and value
+        wanted = str if key in TEXT else int if key in INTEGER else (int, float)
+        several = key in SWEPT and isinstance(value, list) and value
         for one in value if several else [value]:
             if not isinstance(one, wanted) or isinstance(one, bool):
                 raise UserError(f"{path}: '{key}' cannot be {value!r}")

@@ -1,9 +1,10 @@
-"""What a corpus is made of."""
+"""Statistics of a corpus: words, labels, tokens."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from statistics import mean
 
 from lensae.core.records import CorpusStats
@@ -38,7 +39,7 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if len(word) > 1 and word.replace("’", "'") not in FUNCTION_WORDS]
 
 
-def describe(corpus: Corpus, count_tokens=None, most: int = 15) -> CorpusStats:
+def describe(corpus: Corpus, count_tokens: Callable[[str], int] | None = None, most: int = 15) -> CorpusStats:
     """Count `corpus`; `count_tokens(text)` gives the tokens of one text, as the model reads it."""
     lengths: list[int] = []
     tokens: list[int] = []

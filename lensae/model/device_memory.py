@@ -1,4 +1,4 @@
-"""The device's memory: whether an error means that there is none left, and giving back what is kept for later."""
+"""The device's memory: recognising that it is exhausted, and freeing cached blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def release() -> None:
-    """Give cached blocks back to the GPU."""
+    """Free cached blocks of GPU memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

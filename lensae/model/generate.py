@@ -1,4 +1,4 @@
-"""Seeded, batched generation with a KV cache, whose own forward passes are what is captured and edited.
+"""Seeded, batched generation with a KV cache; its own forward passes are captured and edited.
 
 Shapes: B batch, T tokens, N new tokens, V vocabulary, K likeliest tokens, W the width of a hook.
 """
@@ -20,7 +20,7 @@ from lensae.model.precision import fast_matmul
 
 @dataclass
 class Written:
-    """One sequence: its prompt, what the model added (without an end token), and hook -> (tokens, W) float32."""
+    """One sequence: its prompt, continuation (without an end token), and hook -> activations (tokens, W), float32."""
 
     prompt_ids: list[int]
     new_ids: list[int] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Written:
 
 
 def uniforms(seed: int, stream: int, count: int) -> np.ndarray:
-    """The random numbers of one document: they depend on the seed and the document's number and on nothing else."""
+    """The random numbers of one document, which depend on the seed and the document's number alone."""
     return np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream])).random(count)
 
 
@@ -61,9 +61,9 @@ def origin_of(model: LanguageModel, ids_BT, mask_BT, prompt_lengths: Sequence[in
     special = torch.tensor(sorted(model.text.special_ids), dtype=ids_BT.dtype, device=ids_BT.device)
     origin_BT = torch.where((mask_BT == 0) | torch.isin(ids_BT, special), SPECIAL, PROMPT)
     if prompt_lengths is not None:
-        place_BT = mask_BT.cumsum(-1) - 1
-        after_BT = place_BT >= torch.tensor(list(prompt_lengths), device=ids_BT.device)[:, None]
-        origin_BT = torch.where((origin_BT == PROMPT) & after_BT, GENERATED, origin_BT)
+        position_BT = mask_BT.cumsum(-1) - 1
+        generated_BT = position_BT >= torch.tensor(list(prompt_lengths), device=ids_BT.device)[:, None]
+        origin_BT = torch.where((origin_BT == PROMPT) & generated_BT, GENERATED, origin_BT)
     return origin_BT
 
 
@@ -78,28 +78,28 @@ def generate(
 ) -> list[Written]:
     """Continue each prompt (token ids) until an end token or `max_new_tokens`.
 
-    `streams[i]` numbers the random stream of prompt i, so a text does not depend on what else is in the batch.
-    With `capture`, the activations of every prompt and generated token come from the passes that made the text, and
-    one last pass, cut off after the hooked block, adds the final token's. An end token is not part of the result.
+    `streams[i]` numbers the random stream of prompt i, so a text does not depend on the rest of the batch.
+    With `capture`, the activations of every prompt and generated token come from the passes that generated the text;
+    one last pass, stopped after the hooked block, adds those of the final token. The result has no end token.
     """
     ids_BT, mask_BT = left_pad(model, prompts)
     longest = ids_BT.shape[1] + sampling.max_new_tokens
     if longest > model.context:
         raise UserError(
-            f"prompt and new tokens come to {longest}, and {model.name} reads {model.context}",
+            f"prompt and new tokens are {longest} together, and {model.name} reads at most {model.context}",
             "lower --max-new-tokens or shorten the prompt",
         )
     random = [uniforms(sampling.seed, stream, sampling.max_new_tokens) for stream in streams]
     written = [Written(list(ids)) for ids in prompts]
     with fast_matmul(), Taps(model, capture, edits) as taps:
-        fed = _decode(model, taps, written, ids_BT, mask_BT, torch.tensor(np.array(random)), sampling)
-    distribute(written, taps.taken, fed)
+        members_by_pass = _decode(model, taps, written, ids_BT, mask_BT, torch.tensor(np.array(random)), sampling)
+    distribute(written, taps.taken, members_by_pass)
     return written
 
 
 def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_BN, sampling) -> list[list[int]]:
-    """The loop. Returns, for each forward pass, which sequences were in it."""
-    alive, cache, fed = list(range(len(written))), None, []
+    """The loop of forward passes. Returns the indices of the sequences in each pass."""
+    alive, cache, members_by_pass = list(range(len(written))), None, []
     origin_BT = origin_of(model, ids_BT, mask_BT)
     ends = torch.tensor(sorted(model.end_ids), device=model.device)
     for step in range(sampling.max_new_tokens + 1):
@@ -107,8 +107,8 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
         last = step == sampling.max_new_tokens
         if last and not taps.capture:
             break
-        taps.stop = last  # the last token's activation is wanted, what would come after it is not
-        fed.append(alive)
+        taps.stop = last  # the last token's activation is needed, not its logits
+        members_by_pass.append(alive)
         try:
             logits_BTV, cache = model.forward(ids_BT, mask_BT, cache)
         except StopForward:
@@ -130,15 +130,15 @@ def _decode(model, taps: Taps, written: list[Written], ids_BT, mask_BT, random_B
         ids_BT = next_B[:, None]
         mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)
         origin_BT = torch.where(origin_of(model, ids_BT, mask_BT[:, -1:]) == SPECIAL, SPECIAL, GENERATED)
-    return fed
+    return members_by_pass
 
 
-def distribute(written: list[Written], taken: dict[str, list[torch.Tensor]], fed: list[list[int]]) -> None:
-    """Sort what each pass captured, (B, T, W), into each sequence's own (tokens, W) array."""
+def distribute(written: list[Written], taken: dict[str, list[torch.Tensor]], members_by_pass: list[list[int]]) -> None:
+    """Copy the captures of each pass (B, T, W) into one array (tokens, W) per sequence."""
     for hook, passes in taken.items():
         arrays = [np.empty((len(w.ids), passes[0].shape[-1]), np.float32) for w in written]
         filled = [0] * len(written)
-        for x_BTW, members in zip(passes, fed, strict=True):
+        for x_BTW, members in zip(passes, members_by_pass, strict=True):
             x = x_BTW.cpu().numpy()
             for b, index in enumerate(members):
                 length = len(written[index].prompt_ids) if filled[index] == 0 else 1

@@ -1,4 +1,4 @@
-"""GGUF files: found, and unpacked once into a safetensors directory in the user's cache."""
+"""GGUF files, unpacked once into a safetensors directory in the user's cache."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _convert(file: Path, target: Path) -> None:
     transformers = silenced_transformers()
     folder, name = str(file.parent), file.name
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that cannot be turned off
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=name, dtype=torch.float32, output_loading_info=True
@@ -79,7 +79,7 @@ def _convert(file: Path, target: Path) -> None:
         missing = ", ".join(sorted(loading["missing_keys"])[:3])
         raise UserError(f"{file} lacks weights of the model: {missing}", "download or convert it again")
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:  # the weights are plain float32 by now, only the mark that forbids saving is left
+    if quantizer is not None:  # the weights are float32 now; remove the mark that forbids saving
         quantizer.remove_quantization_config(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

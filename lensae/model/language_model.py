@@ -1,4 +1,4 @@
-"""One interface over both routes to a hooked model.
+"""One interface to models that were hooked in either way (see lensae.model.loading).
 
 Shapes: B batch, T tokens, V vocabulary, D d_model, W the width of a hook (D for the residual stream).
 """
@@ -23,7 +23,10 @@ SPECIAL = -1  # the origin of a padding or special token: never stored, never ed
 class Edit(Protocol):
     """A change to the activations at one hook."""
 
-    hook: str
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        ...
 
     def apply(self, x_BTW: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The changed activations; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""
@@ -31,7 +34,7 @@ class Edit(Protocol):
 
 
 class StopForward(Exception):
-    """Everything that was asked for has been computed."""
+    """Ends a forward pass early: everything needed has been computed."""
 
 
 class LanguageModel:
@@ -54,11 +57,11 @@ class LanguageModel:
         self.config = network.config.get_text_config()
         self.accepted = set(inspect.signature(network.forward).parameters)
         self.own_attention = own_attention  # lensae.model.attention is installed
-        self.side_by_side: bool | None = None  # whether documents may share a row; None until it has been tried
+        self.side_by_side: bool | None = None  # whether documents may share a row; None until tested
 
     @property
     def name(self) -> str:
-        """The name the model was asked for by."""
+        """The name by which the model was requested."""
         return self.source.name
 
     @property
@@ -108,12 +111,12 @@ class LanguageModel:
         return (output.logits[:, -1:] if last_only else output.logits), getattr(output, "past_key_values", None)
 
     def run(self, input_ids, attention_mask=None, **wanted):
-        """The network's own output; what its family does not know of `wanted` is left out."""
+        """The network's output; arguments in `wanted` that its family does not accept are left out."""
         extra = {key: value for key, value in wanted.items() if key in self.accepted}
         return self.network(input_ids=input_ids, attention_mask=attention_mask, **extra)
 
     def widths(self, hooks: Sequence[str]) -> dict[str, int]:
-        """The width of each hook, found by running two tokens.
+        """The width of each hook, measured by running two tokens.
 
         Raises UserError for a hook whose activation is not one vector per token.
         """
@@ -127,7 +130,7 @@ class LanguageModel:
             return {hook: taps.taken[hook][0].shape[-1] for hook in hooks}
 
     def order(self, hooks: Sequence[str]) -> list[str]:
-        """The hooks in the order in which a pass comes to them, found by running two tokens."""
+        """The hooks in the order in which a forward pass reaches them, measured by running two tokens."""
         ids_BT, in_order = torch.full((1, 2), self.text.pad_id, device=self.device), []
         recorders = [(name, lambda _x, hook, name=name: in_order.append(name)) for name in hooks]
         with torch.inference_mode(), self.hooks_for_now(recorders):
@@ -136,7 +139,8 @@ class LanguageModel:
 
 
 class Taps:
-    """The hooks of one run, added on entry and removed on exit: edits first, so that what is captured is edited.
+    """The hooks of one run, added on entry and removed on exit; edits come first, so that captures are of the edited
+    stream.
 
     `taken[hook]` collects one (B, T, W) float32 tensor per forward pass. With `stop` set, a pass ends at the block
     that holds the last hook.
@@ -151,7 +155,7 @@ class Taps:
         self.final = f"blocks.{last}.hook_resid_post" if self.capture and last is not None else None
 
     def begin(self, origin_BT: torch.Tensor) -> None:
-        """Say where the tokens of the next pass come from."""
+        """Set the origin of every token of the next pass."""
         self.origin_BT = origin_BT
 
     def __enter__(self) -> Taps:
@@ -176,7 +180,7 @@ class Taps:
         def take(x, hook):
             if x.ndim < 3 or x.shape[:2] != self.origin_BT.shape:
                 raise UserError(f"the hook '{name}' does not hold one vector per token", "use blocks.N.hook_resid_post")
-            # A pass that ends here changes nothing any more; otherwise some families add to the stream in place.
+            # Some families add to the stream in place later, unless the pass ends here.
             ends = self.stop and name == self.final
             self.taken[name].append(x.detach().flatten(2).to(torch.float32, copy=not ends))
 

@@ -74,10 +74,10 @@ def expand(hooks: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
     A pattern that matches nothing stays as it is.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for hook in hooks:
-        found += fnmatch.filter(known, hook) or [hook] if set(hook) & set("*?[") else [hook]
-    return tuple(dict.fromkeys(found))
+        expanded += fnmatch.filter(known, hook) or [hook] if set(hook) & set("*?[") else [hook]
+    return tuple(dict.fromkeys(expanded))
 
 
 def _in_order_of_blocks(name: str) -> tuple[int, str]:
@@ -91,13 +91,15 @@ def check_hook(hook: str, known) -> None:
         return
     hint = nearest(hook, known)
     prefix = hook.rsplit(".", 1)[0] if hook.startswith("blocks.") else "blocks.0"
-    alike = [name for name in known if name.startswith(prefix + ".hook_resid")]
-    raise UserError(f"the model has no hook '{hook}'", hint or "for example " + ", ".join(alike or list(known)[:3]))
+    residual_hooks = [name for name in known if name.startswith(prefix + ".hook_resid")]
+    raise UserError(
+        f"the model has no hook '{hook}'", hint or "for example " + ", ".join(residual_hooks or list(known)[:3])
+    )
 
 
 def _is_residual(hook: str, n_blocks: int) -> bool:
     match = RESIDUAL.fullmatch(hook)
-    return bool(match) and int(match[1]) < n_blocks
+    return match is not None and int(match[1]) < n_blocks
 
 
 def _load_network(source: ModelSource, dtype: torch.dtype):
@@ -140,7 +142,7 @@ def _adapter(network, source: ModelSource):
 
 
 def _blocks(network, source: ModelSource):
-    """The model's stack of blocks, or None for an architecture without a plain one."""
+    """The model's stack of blocks, or None for an architecture that has no plain stack."""
     try:
         mapping = _adapter(network, source).component_mapping
         return network.get_submodule(mapping["blocks"].name)

@@ -1,4 +1,4 @@
-"""From a model's name to files on this machine, quickly and before anything heavy is imported."""
+"""From a model's name to its files on this machine, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEPTHS = ("num_hidden_layers", "n_layer")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as files: `path` is a Hugging Face directory; `revision` is the hub's commit where there is one."""
+    """A model as files: `path` is a Hugging Face directory; `revision` is the hub's commit, or ""."""
 
     name: str
     path: Path

@@ -1,4 +1,4 @@
-"""corpus: what a corpus is made of, tokens included."""
+"""corpus: statistics of a corpus, tokens included."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lensae.corpus.stats import describe
 
 
 def stats(name: str, model: str | None = None) -> CorpusStats:
-    """Count the corpus, its tokens with the tokenizer of `model`."""
+    """The statistics of the corpus `name`, its tokens counted with the tokenizer of `model`."""
     corpus = load(name)
     text = models.load_tokenizer(models.resolve(model))
     return describe(corpus, lambda prompt: len(text.encode(prompt)))

@@ -1,4 +1,4 @@
-"""doctor: is everything here that lensae needs?"""
+"""doctor: checks that everything lensae needs is installed and works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOM_GIB = 2
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of the examination."""
+    """The result of one check."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class Fact:
 
 
 def examine() -> list[Fact]:
-    """Everything that is looked at."""
+    """The results of all checks."""
     return [_python(), *_versions(), *_devices(), *_processor(), *_model(), _disk()]
 
 

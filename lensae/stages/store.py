@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lensae.core.durable import clear_partials, partial_of, read_json
+from lensae.core.durable import clear_partials, partial_of
 from lensae.core.errors import DamagedError, UserError, unknown
 from lensae.core.locks import LOCK_FILE, FolderLock
 from lensae.core.paths import SetEntry, find_set, list_saes, list_sets, read_set, safe_name_pair, store_root
 from lensae.core.records import Fault
+from lensae.core.training_record import read_training
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.stages.train.folder import unfinished
 
@@ -50,8 +51,8 @@ def _facts(entry: SetEntry) -> dict:
         "dtype": manifest.dtype,
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "completed_at": entry.completed_at,
-        "saes": [sae.name for sae in list_saes(entry) if sae.completed_at],
-        "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.completed_at],
+        "saes": [sae.name for sae in list_saes(entry) if sae.is_finished],
+        "unfinished_saes": [unfinished(sae) for sae in list_saes(entry) if not sae.is_finished],
     }
 
 
@@ -84,6 +85,9 @@ def verify(name: str | None = None, progress: Progress | None = None) -> VerifyR
     for path in saes:
         faults += _verify_sae(path)
         progress.advance(1)
+    for path in indexes:
+        faults += _verify_index(path)
+        progress.advance(1)
     counts = {"shards": len(entry.manifest.shards), "saes": len(saes), "indexes": len(indexes)}
     return VerifyReport(set_name=entry.name, faults=tuple(faults), **counts)
 
@@ -93,15 +97,23 @@ def _is_finished_sae(folder: Path) -> bool:
     if not folder.is_dir() or folder.name.startswith("."):
         return False
     try:
-        return bool(read_json(folder / "training.json").get("completed_at"))
+        record = read_training(folder)
     except DamagedError:
-        return (folder / "cfg.json").is_file()
+        record = None
+    return bool(record.completed_at) if record else (folder / "cfg.json").is_file()
 
 
 def _verify_sae(folder: Path) -> list[Fault]:
     from lensae.sae.formats._layout import verify_sae
 
     return [replace(fault, file=f"saes/{folder.name}/{fault.file}") for fault in verify_sae(folder)]
+
+
+def _verify_index(sae_folder: Path) -> list[Fault]:
+    from lensae.index.verify import verify_index
+
+    prefix = f"saes/{sae_folder.name}/index"
+    return [Fault(f"{prefix}/{fault.file}", "file", fault.what) for fault in verify_index(sae_folder / "index")]
 
 
 def any_set(name: str | None) -> SetEntry:

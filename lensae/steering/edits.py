@@ -1,6 +1,6 @@
-"""Edits of the stream at a hook, as the model's hooks call them.
+"""Edits of the residual stream at a hook, which the hooks of a model call.
 
-Shapes: B batch, T tokens, D d_model.
+Shapes: B batch, T tokens, D d_model, 1 a single entry.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class FeatureEdit:
 
 @dataclass(frozen=True)
 class MatchedDirection:
-    """A direction (D,) in place of a feature's own: at each token as long a change as `edit` would make there."""
+    """A direction (D,) in place of a feature's own: at each token a change of the same length as that of `edit`."""
 
     edit: FeatureEdit
     direction_D: torch.Tensor
 
     @property
     def hook(self) -> str:
-        """The hook of the edit it stands in for."""
+        """The hook of the edit that it replaces."""
         return self.edit.hook
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ class Replacement:
 
 
 class StreamRecorder:
-    """Leaves the stream at a hook as it is, and keeps a copy of it until it is taken, later in the same pass."""
+    """Keeps a copy of the stream at a hook for a later edit in the same pass; changes nothing."""
 
     def __init__(self, hook: str):
         self.hook = hook
@@ -80,15 +80,16 @@ class StreamRecorder:
         return x_BTD
 
     def take(self) -> torch.Tensor:
-        """What was kept, which is then let go of."""
+        """Return the copy and drop it."""
+        assert self.x_BTD is not None, f"nothing was recorded at {self.hook}"
         x_BTD, self.x_BTD = self.x_BTD, None
         return x_BTD
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The stream replaced by a function of what was `recorder` elsewhere in the same pass, at the tokens where
-    Replacement replaces it. The noting edit has to be among the edits of the pass, at a hook that comes before."""
+    """The stream replaced by a function of what `recorder` kept earlier in the same pass, at the tokens where
+    Replacement replaces it. The recorder must be among the edits of the pass, at an earlier hook."""
 
     hook: str
     recorder: StreamRecorder
@@ -112,8 +113,8 @@ def reconstruct(sae: SAE) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: sae.decode(sae.encode(x))
 
 
-def _replaced(x_BTD: torch.Tensor, origin_BT: torch.Tensor, by_BTD: torch.Tensor) -> torch.Tensor:
-    return torch.where(positions.select("all", origin_BT)[..., None], by_BTD, x_BTD)
+def _replaced(x_BTD: torch.Tensor, origin_BT: torch.Tensor, new_BTD: torch.Tensor) -> torch.Tensor:
+    return torch.where(positions.select("all", origin_BT)[..., None], new_BTD, x_BTD)
 
 
 def _changed(x_BTD: torch.Tensor, where_BT: torch.Tensor, delta_BTD: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class MemoryFile:
         self._end = size
         return size
 
-    def write(self, data) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write `data` at the position."""
         self._extend(self._position, reserve=len(data))
         self._buffer.data[self._position : self._position + len(data)] = data
@@ -48,7 +48,7 @@ class MemoryFile:
         if size > self._end:
             self._buffer[self._end : size] = 0
 
-    def readinto(self, target) -> int:
+    def readinto(self, target: memoryview | bytearray) -> int:
         """Read into a writable buffer from the position on; returns how many bytes there were."""
         count = max(0, min(len(target), self._end - self._position))
         target[:count] = self._buffer.data[self._position : self._position + count]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -58,7 +59,9 @@ def image(
     return memory.content(), rows
 
 
-def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def _columns(
+    documents: Sequence[CapturedDocument], hook: str, dtype: str
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     lengths = [len(d.token_id) for d in documents]
     arrays = {"activations": _concatenated([d.activations[hook] for d in documents], np.dtype(dtype))}
     for name, kind in ROW_COLUMNS.items():
@@ -164,10 +167,10 @@ class Shard:
     def __enter__(self) -> Shard:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.file.close()
 
-    def read(self, name: str, where=...) -> np.ndarray:
+    def read(self, name: str, where: Any = ...) -> np.ndarray:
         """One dataset, or the part of it that `where` selects, as in h5py."""
         try:
             return self.file[name][where]

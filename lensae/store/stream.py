@@ -125,7 +125,7 @@ class RowStream:
                     window = None  # released before the next one is asked for, so that two are in memory, not three
                     window = next(windows)
                 window.gather(wanted_N, done, batch)
-                yield batch if len(batch) > 1 else batch[0]
+                yield (batch[0], batch[1]) if len(batch) > 1 else batch[0]
         finally:
             windows.close()
 
@@ -164,12 +164,14 @@ class _RowReader:
 
     def __init__(self, reader: SetReader):
         self.reader, self.first_row_S = reader, _first_rows(reader)
-        self.number, self.shard, self.selected_rows = -1, None, None
+        self.number = -1
+        self.shard: Shard | None = None
+        self.selected_rows: np.ndarray | None = None
 
     def __enter__(self) -> _RowReader:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self.shard is not None:
             self.shard.file.close()
 
@@ -178,6 +180,7 @@ class _RowReader:
             self.__exit__()
             self.shard = self.selected_rows = None
             self.shard, self.number = self.reader.shard(number), number
+        assert self.shard is not None
         return self.shard
 
     def _locate(self, row: int) -> tuple[int, int]:

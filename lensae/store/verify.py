@@ -7,6 +7,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from lensae.core.paths import SetEntry
 from lensae.core.records import Fault
 from lensae.store.schema import ROW_COLUMNS
 from lensae.store.shard import Shard
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
 
 PATIENCE_S = 20.0
 
@@ -48,7 +53,7 @@ def _check(entry: SetEntry, listed: ShardRecord) -> list[Fault]:
 def _located(path: Path, name: str) -> list[Fault]:
     """The faults of a damaged shard, found by a separate process: a flipped bit in HDF5's structures can make the
     library crash or loop for ever."""
-    context = multiprocessing.get_context(_start_method())
+    context: Any = multiprocessing.get_context(_start_method())  # its stubs know no Process
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_faults, args=(path, name, sender), daemon=True)
     process.start()
@@ -68,7 +73,7 @@ def _start_method() -> str:
     return "fork" if sys.platform == "linux" else "spawn"
 
 
-def _send_faults(path: Path, name: str, sender) -> None:
+def _send_faults(path: Path, name: str, sender: Connection) -> None:
     try:
         with Shard(path) as shard:
             faults = list(_content_faults(shard, name))
@@ -77,7 +82,7 @@ def _send_faults(path: Path, name: str, sender) -> None:
     sender.send(faults)
 
 
-def _row_count(path) -> int:
+def _row_count(path: Path) -> int:
     with Shard(path) as shard:
         return shard.rows
 

@@ -9,6 +9,7 @@ fill values for a missing shard: NaN in `activations`, -1 (origin: 255) and "".
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -84,7 +85,13 @@ def _write_virtual(file: h5py.File, shards: list[ShardRecord], inputs: list[int]
 
 
 def _join(
-    file: h5py.File, name: str, shards: list[ShardRecord], lengths: list[int], dtype, fill, entry_shape=()
+    file: h5py.File,
+    name: str,
+    shards: list[ShardRecord],
+    lengths: list[int],
+    dtype: Any,
+    fill: Any,
+    entry_shape: tuple[int, ...] = (),
 ) -> None:
     """One virtual dataset: the entries that each shard has under `name`, as many as `lengths` says, in order."""
     layout = h5py.VirtualLayout((sum(lengths), *entry_shape), dtype)

@@ -150,13 +150,22 @@ class SetWriter:
                 raise DamagedError(f"{shard.path} belongs to a pass that the manifest does not have")
             rows, documents = shard.rows, shard.n_documents
         digest = hashlib.sha256(data).hexdigest()
-        size = {"rows": rows, "documents": documents, "bytes": len(data), "sha256": digest}
-        return ShardRecord(file=name, pass_number=pass_number, **size, **attrs)
+        return ShardRecord(
+            file=name,
+            rows=rows,
+            documents=documents,
+            bytes=len(data),
+            sha256=digest,
+            pass_number=pass_number,
+            first_document=attrs["first_document"],
+            dropped=attrs["dropped"],
+            rank=attrs["rank"],
+        )
 
     def __enter__(self) -> SetWriter:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._thread.shutdown(wait=True)
         self._release()
 
@@ -251,5 +260,6 @@ class SetWriter:
 
 def header(model: ModelRecord, hook: str, width: int, dtype: str, versions: dict[str, str]) -> Manifest:
     """The manifest of an empty set."""
-    settings = {"hook": hook, "width": width, "dtype": dtype, "versions": versions}
-    return Manifest(schema=SCHEMA, model=model, passes=[], shards=[], **settings)
+    return Manifest(
+        schema=SCHEMA, model=model, hook=hook, width=width, dtype=dtype, versions=versions, passes=[], shards=[]
+    )

@@ -1,4 +1,4 @@
-"""What a corpus is made of."""
+"""The statistics of a corpus."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def _conditions(report: SteerReport) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "condition" else "right")
     for run in (report.baseline, *report.steered, *report.controls):
-        plain = run is report.baseline or report.options.operation == "ablate"
+        plain = run is report.baseline or not report.options.takes_value
         cells = [
             run.name,
             "" if plain else f"{run.scale:g}",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lensae.core.program import command
-from lensae.stages.train.sweep import Point, SweepReport
+from lensae.stages.train.pareto import Point
+from lensae.stages.train.sweep import SweepReport
+from lensae.views import index as index_view
 from lensae.views.console import print_json
 from lensae.views.figures import save, stacked
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 RIGHT = ("features", "L0", "EV", "CE kept", "dead")
 COLOURS = ("#3a6ea5", "#7a9e3f", "#a0568c", "#c2a13a", "#4a9b98", "#8c6d52", "#6b6b6b")
@@ -38,24 +46,26 @@ def show(console: Console, report: SweepReport) -> None:
     if report.winner:
         console.print(f"[bold]{report.winner.name}[/] is the winner: {report.rule}", soft_wrap=True)
         if report.reused:
-            console.print(f"[dim]{report.reused} of them had been trained before on these rows[/]")
+            console.print(f"[dim]{report.reused} of them had been trained on these rows before[/]")
         if report.no_losses:
             console.print(f"[dim]no CE: {report.no_losses}[/]")
+        if report.index:
+            index_view.show(console, report.index, next_step=False)
         for path in plots(report):
             console.print(f"[dim]plot[/] {path}", soft_wrap=True)
-        console.print(f"[dim]next:[/] {command(f'evaluate --sae {report.winner.name}')}", soft_wrap=True)
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}", soft_wrap=True)
 
 
 def plots(report: SweepReport) -> list[Path]:
-    """What a sweep leaves in its folder: pareto.png, and l1.png where weights of an L1 penalty were compared."""
-    figures = [_pareto(report)]
-    weighed = [point for point in report.points if "l1" in point.sparsity]
-    if len({point.sparsity["l1"] for point in weighed}) > 1:
-        figures.append(_l1(report, weighed))
+    """Draw a sweep into its folder: pareto.png, and l1.png where weights of a sparsity penalty were compared."""
+    figures = [_pareto(report, report.winner)] if report.winner else []
+    penalised = [point for point in report.points if point.penalty is not None]
+    if len({point.penalty for point in penalised}) > 1:
+        figures.append(_penalty_plot(report, penalised))
     return figures
 
 
-def _pareto(report: SweepReport) -> Path:
+def _pareto(report: SweepReport, winner: Point) -> Path:
     """Explained variance against L0 (log scale), below it the loss recovered; the Pareto front as a line, the winner
     ringed."""
     about = f"{len(report.points)} SAEs on {report.set_name}"
@@ -63,10 +73,10 @@ def _pareto(report: SweepReport) -> Path:
     panels = {"explained_variance": "explained variance"} | ({"ce_recovered": "CE recovered"} if known else {})
     figure, rows = stacked(about, list(panels.values()), "L0 on held-out rows")
     for axes, name in zip(rows, panels, strict=True):
-        _scatter(axes, report, name)
+        _scatter(axes, report, winner, name)
     rows[0].annotate(
-        report.winner.name,
-        (report.winner.l0, report.winner.explained_variance),
+        winner.name,
+        (winner.l0, winner.explained_variance),
         (8, -12),
         textcoords="offset points",
         fontsize=8,
@@ -78,36 +88,40 @@ def _pareto(report: SweepReport) -> Path:
     return save(figure, report.folder / "pareto.png")
 
 
-def _scatter(axes, report: SweepReport, name: str) -> None:
+def _scatter(axes: Axes, report: SweepReport, winner: Point, name: str) -> None:
     for arch, colour in zip(sorted({point.arch for point in report.points}), COLOURS, strict=False):
         points = [point for point in report.points if point.arch == arch]
         axes.scatter(
             [p.l0 for p in points], [getattr(p, name) for p in points], color=colour, s=28, label=arch, zorder=3
         )
     front = [point for point in report.points if point.front]
-    line = {"color": "#e07a3f", "linewidth": 1.2, "zorder": 2, "label": "Pareto front"}
+    line: dict[str, Any] = {"color": "#e07a3f", "linewidth": 1.2, "zorder": 2, "label": "Pareto front"}
     axes.plot([p.l0 for p in front], [getattr(p, name) for p in front], **line)
-    ring = {"facecolors": "none", "edgecolors": "#b4531c", "linewidths": 1.6}
-    axes.scatter(report.winner.l0, getattr(report.winner, name), s=150, zorder=4, **ring)
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "#b4531c", "linewidths": 1.6}
+    axes.scatter(winner.l0, getattr(winner, name), s=150, zorder=4, **ring)
 
 
-def _l1(report: SweepReport, points: list[Point]) -> Path:
-    """Mean squared error against the weight of the L1 penalty, a line for each family and width."""
+def _penalty_plot(report: SweepReport, points: list[Point]) -> Path:
+    """Mean squared error against the weight of the sparsity penalty, a line for each family and width."""
     figure, [axes] = stacked(
-        f"L1 families on {report.set_name}", ["mean squared error on held-out rows"], "weight of the L1 penalty"
+        f"Sparsity penalties on {report.set_name}", ["mean squared error on held-out rows"], "weight of the penalty"
     )
     kinds = sorted({(point.arch, point.d_sae) for point in points})
     for kind, colour in zip(kinds, COLOURS, strict=False):
-        line = sorted((p.sparsity["l1"], p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
+        line = sorted((p.penalty or 0.0, p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
         label = f"{kind[0]}, {kind[1]:,} features"
-        axes.plot([l1 for l1, _, _ in line], [mse for _, mse, _ in line], "o-", color=colour, markersize=4, label=label)
-        for l1, mse, l0 in line:
-            axes.annotate(f"L0 {l0:.0f}", (l1, mse), (4, 5), textcoords="offset points", fontsize=7, color="#6b6b6b")
+        weights, errors = [weight for weight, _, _ in line], [mse for _, mse, _ in line]
+        axes.plot(weights, errors, "o-", color=colour, markersize=4, label=label)
+        for weight, mse, l0 in line:
+            axes.annotate(
+                f"L0 {l0:.0f}", (weight, mse), (4, 5), textcoords="offset points", fontsize=7, color="#6b6b6b"
+            )
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
     return save(figure, report.folder / "l1.png")
 
 
 def as_json(report: SweepReport) -> None:
-    """sweep.json, with the plots' places."""
-    print_json({**report.summary(), "figures": plots(report) if report.winner else []})
+    """Print sweep.json, with the paths of the plots and the winner's index."""
+    index = asdict(report.index) if report.index else None
+    print_json({**report.summary(), "index": index, "figures": plots(report) if report.winner else []})

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lensae as library
+from lensae._api.calls import NOT_IN_RECIPE
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.collect.options import CollectOptions
 from lensae.stages.steer.options import SteerOptions
@@ -33,7 +34,7 @@ def small_store(tmp_path_factory, model_dir):
     texts.write_text("\n".join(f"Text {n} is about the number {n * n}." for n in range(100)))
     store = library.Store(folder / "store")
     library.collect(store, model=model_dir("gpt2"), corpus=texts, generate=False, hooks=["blocks.3.hook_resid_post"])
-    library.train(store, width=2, k=4, epochs=1)
+    library.train(store, width=2, k=4, epochs=1, index=False)
     return store
 
 
@@ -77,8 +78,7 @@ def test_options_are_those_of_the_stage(name, record):
 
 
 def test_options_of_train_are_in_the_recipe():
-    own = {"store", "set_name", "name", "recipe", "device", "progress"}
-    given = set(inspect.signature(library.train).parameters) - own
+    given = set(inspect.signature(library.train).parameters) - set(NOT_IN_RECIPE)
     assert given <= {field.name for field in fields(TrainRecipe)}
 
 

@@ -216,3 +216,11 @@ def test_a_closed_pipe_is_no_error(use_trained):
 def test_debug_shows_where(lensae, store):
     done = shell("--debug", "train", LENSAE_STORE=store)
     assert "Traceback" in done.stderr
+
+
+def test_a_device_that_the_machine_does_not_have(lensae, model_dir, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    status, _out, err = lensae("collect", model_dir("gpt2"), "--device", "cuda")
+    assert status == 2 and "the device cuda is not available" in err and "this machine has" in err

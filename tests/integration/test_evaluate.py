@@ -224,7 +224,7 @@ def test_every_figure_of_the_command(lensae, copied):
         key: value for key, value in found.items() if key != "figures"
     }
     reader, sae = SetReader(entry), checkpoint.load(sae_entry.path)
-    split = reader.split_at(sae_entry.training["heldout_limit"], 0)
+    split = reader.split_at(sae_entry.training.heldout_limit, 0)
     x = torch.from_numpy(np.concatenate(list(reader.document_rows(split.heldout))))
     features = sae.encode(x)
     like_one_shot(found["reconstruction"], x, sae.decode(features), features > 0)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lensae.paths import find_set
 
 from lensae import model as models
+from lensae.core.paths import find_set
 from lensae.core.records import PROMPT
 from lensae.model.read import read
-from lensae.sae import checkpoint, functional
+from lensae.sae import functional
 from lensae.sae.base import SAE
+from lensae.sae.formats import saelens
 from lensae.store.reader import SetReader
 
 RESIDUAL = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post"]
@@ -49,7 +50,7 @@ def sae_for(x: torch.Tensor, features: int = 48) -> SAE:
     torch.manual_seed(3)
     rows = functional.unit_rows(torch.randn(features, x.shape[1]))
     tensors = {"W_enc": rows.T.contiguous(), "b_enc": torch.zeros(features), "W_dec": rows, "b_dec": x.mean(0)}
-    return SAE(checkpoint.config("topk", x.shape[1], features, {}, k=8), tensors)
+    return SAE(saelens.config("topk", x.shape[1], features, {}, k=8), tensors)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -57,7 +58,7 @@ def test_evaluated_steered_and_read_back(hook, lensae, use_collected, tmp_path):
     name = f"tiny-llama/{hook}"
     reader = SetReader(find_set(name))
     rows = torch.from_numpy(np.concatenate(list(reader.document_rows(reader.everything()))))
-    checkpoint.save(tmp_path / "sae", sae_for(rows))
+    saelens.save(tmp_path / "sae", sae_for(rows))
     chosen = ("--set", name, "--sae", tmp_path / "sae")
 
     status, out, err = lensae("evaluate", *chosen, "--json")

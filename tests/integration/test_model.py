@@ -253,7 +253,7 @@ def test_precision_is_restored(model_dir):
 
 def test_prompt_longer_than_the_context(model_dir):
     model = load(model_dir("gpt2"))
-    with pytest.raises(UserError, match="reads 256"):
+    with pytest.raises(UserError, match="reads at most 256"):
         generate(model, [[5] * 250], Sampling(10), [0])
 
 

@@ -14,8 +14,9 @@ from training_helpers import SMALL, Stops, broken_after, digest, metrics
 
 from lensae.core.errors import UserError
 from lensae.core.recipe import load_sweep, load_train
+from lensae.stages.train.pareto import Point, choose_winner, mark_front
 from lensae.stages.train.run import train
-from lensae.stages.train.sweep import Point, marked, sweep, winner
+from lensae.stages.train.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,7 +57,7 @@ def test_a_sweep_trains_what_single_trainings_do(toy, monkeypatch):
     epoch = RowStream.epoch
     monkeypatch.setattr(RowStream, "epoch", lambda self, *at: epochs.append(at) or epoch(self, *at))
     report = sweep(SWEEP, name="all")
-    assert sorted(epochs) == [(0, 0), (0, 0), (1, 0), (2, 0), (3, 0)]  # the first for a sample to start from
+    assert sorted(epochs) == [(0, 0), (1, 0), (2, 0), (3, 0)]
     for recipe in SWEEP:
         alone = train(recipe).sae
         among = toy / "saes" / f"all-{alone.name}"
@@ -66,7 +67,7 @@ def test_a_sweep_trains_what_single_trainings_do(toy, monkeypatch):
 
 def test_an_interrupted_sweep_goes_on(toy):
     recipes = SWEEP[:4]
-    expected = {train(recipe, name=f"x-{n}").sae.training["recipe"]["arch"]: n for n, recipe in enumerate(recipes)}
+    expected = {train(recipe, name=f"x-{n}").sae.training.recipe.arch: n for n, recipe in enumerate(recipes)}
     assert len(expected) == 3
     whole = [digest(toy / "saes" / f"x-{n}") for n in range(len(recipes))]
     for n in range(len(recipes)):
@@ -103,7 +104,8 @@ def test_a_sweep_takes_what_is_there_and_says_what_failed(toy, monkeypatch):
 
 
 def point(l0: float, ev: float) -> Point:
-    return Point(f"{l0:g}", "topk", 8, {}, l0, ev, 0.1, 0.0, 1.0)
+    figures = {"l0": l0, "explained_variance": ev, "mse": 0.1, "dead_share": 0.0, "seconds": 1.0}
+    return Point(name=f"{l0:g}", arch="topk", d_sae=8, recipe=SMALL, **figures)
 
 
 def on_front_by_definition(points: list[Point]) -> set[str]:
@@ -127,16 +129,18 @@ def test_the_front_and_the_winner():
             point(float(l0), float(ev))
             for l0, ev in zip(random.permutation(40)[:12] + 1, random.random(12), strict=True)
         ]
-        assert {p.name for p in marked(points) if p.front} == on_front_by_definition(points)
-    chosen, rule = winner(marked([point(8, 0.5), point(16, 0.75), point(32, 0.8), point(64, 0.82), point(20, 0.6)]))
+        assert {p.name for p in mark_front(points) if p.front} == on_front_by_definition(points)
+    chosen, rule = choose_winner(
+        mark_front([point(8, 0.5), point(16, 0.75), point(32, 0.8), point(64, 0.82), point(20, 0.6)])
+    )
     assert chosen.l0 == 16 and "bend" in rule
-    chosen, rule = winner(marked([point(32, 0.5), point(32.5, 0.6), point(33, 0.55)]))
+    chosen, rule = choose_winner(mark_front([point(32, 0.5), point(32.5, 0.6), point(33, 0.55)]))
     assert chosen.l0 == 32.5 and "much the same L0" in rule
-    chosen, rule = winner(marked([point(8, 0.5), point(64, 0.8)]))
+    chosen, rule = choose_winner(mark_front([point(8, 0.5), point(64, 0.8)]))
     assert chosen.l0 == 64 and "no bend" in rule
-    chosen, rule = winner(marked([point(16, 0.664), point(32, 0.7115), point(64, 0.76)]))
+    chosen, rule = choose_winner(mark_front([point(16, 0.664), point(32, 0.7115), point(64, 0.76)]))
     assert chosen.l0 == 64 and "no bend" in rule
-    assert winner([]) == (None, "")
+    assert choose_winner([]) == (None, "")
 
 
 def test_a_sweep_on_the_command_line(toy, lensae):

@@ -82,7 +82,7 @@ def evenly_batched() -> dict[str, TrainRecipe]:
 def alone(toy) -> Path:
     """All of them, by a single process."""
     for name, recipe in all_recipes().items():
-        train(recipe, f"toy/{HOOK}", f"alone-{name}")
+        train(recipe, f"toy/{HOOK}", f"alone-{name}", index=False)
     return toy
 
 
@@ -199,6 +199,7 @@ def test_killed_and_stopped_and_resumed(toy, long_recipe):
     assert err.count("run the same command again to resume") == 1, err
     out, err = torchrun(processes.main, *command).finish()
     assert "resuming at step" in err and json.loads(out)["sae"] == "long"
+    assert json.loads(out)["index"]["sae_name"] == "long" and err.count("indexing 64 features: 1,000/1,000") == 1, err
     assert_like(toy / "saes/long", whole, rtol=1e-2, atol=2e-3)
 
 

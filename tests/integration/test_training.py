@@ -36,7 +36,7 @@ def test_a_transcoder_on_two_sets(arch, toy, store):
     cfg = json.loads((report.sae.path / "cfg.json").read_text())
     assert (cfg["d_in"], cfg["d_out"], cfg["metadata"]["hook_name_out"]) == (WIDTH, 10, TARGET_HOOK)
     assert report.sae.name.startswith("transcoder-") and report.fit.heldout.explained_variance > 0.3
-    assert report.sae.training["target"]["name"] == f"toy/{TARGET_HOOK}"
+    assert report.sae.training.target.name == f"toy/{TARGET_HOOK}"
     with pytest.raises(KeyboardInterrupt):
         train(recipe, f"toy/{HOOK}", "parts", Stops(50))
     assert digest(train(recipe, f"toy/{HOOK}", "parts").sae.path) == digest(report.sae.path)
@@ -95,7 +95,7 @@ def test_an_encoder_in_bfloat16(arch, toy, lensae):
     interrupted(recipe, 20, "parts")
     assert digest(train(recipe, name="parts").sae.path) == digest(sae.path)
     plain = train(replace(recipe, encoder_dtype="float32"))
-    assert plain.fit.agreement is None and "encoder_agreement" not in plain.sae.training
+    assert plain.fit.agreement is None and "encoder_agreement" not in plain.sae.training.to_json()
     status, _out, err = lensae("train", "--encoder-dtype", "int8")
     assert status == 2 and "encoder_dtype cannot be 'int8'" in err
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     [
         ({"k": 33}, "k = 33 is more than the 32 features"),
         ({"arch": "batchtopk", "k": 33}, "more than the 32 features"),
-        ({"arch": "jumprelu", "k": 33}, "L0 of 33 is more than the 32 features"),
+        ({"arch": "jumprelu", "k": 33}, "k = 33 is more than the 32 features"),
         ({"arch": "relu", "target_l0": 40}, "L0 of 40 is more than the 32 features"),
     ],
 )

@@ -159,7 +159,7 @@ def test_every_figure_of_a_transcoder(lensae, copied):
     entry = find_set(f"tiny-llama/{READ}")
     sae_entry, source, target = find_sae(entry), SetReader(entry), SetReader(find_set(f"tiny-llama/{PREDICTED}"))
     assert (found["set"], found["target"], found["sae"]) == (entry.name, target.entry.name, "mlp")
-    sae, limit = checkpoint.load(sae_entry.path), sae_entry.training["heldout_limit"]
+    sae, limit = checkpoint.load(sae_entry.path), sae_entry.training.heldout_limit
     x, y = (rows(reader, reader.split_at(limit, 0).heldout) for reader in (source, target))
     features = sae.encode(x)
     like_one_shot(found["reconstruction"], y, sae.decode(features), features > 0)
@@ -208,7 +208,7 @@ def test_losses_of_a_transcoder_are_those_of_hooks_put_on_by_hand(lensae, copied
     entry = find_set(f"tiny-llama/{READ}")
     reader, sae_entry = SetReader(entry), find_sae(entry)
     sae = checkpoint.load(sae_entry.path)
-    held = reader.split_at(sae_entry.training["heldout_limit"], 0).heldout
+    held = reader.split_at(sae_entry.training.heldout_limit, 0).heldout
     model = load_model_of(entry, [READ, PREDICTED])
     assert model.order([PREDICTED, READ]) == [READ, PREDICTED]
     functions = {

@@ -107,11 +107,11 @@ def test_without_the_option_nothing_is(lensae, toy, wandb):
 
 
 def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
-    with pytest.raises(KeyboardInterrupt), Logged(Stops(12), print) as watcher:
+    with pytest.raises(KeyboardInterrupt), WandbWatcher(Stops(12), print) as watcher:
         train(SMALL, name="parts", watcher=watcher)
-    with Logged(Watcher(), print) as watcher:
+    with WandbWatcher(Watcher(), print) as watcher:
         folder = train(SMALL, name="parts", watcher=watcher).sae.path
     first, second = wandb.runs
     assert first.options["id"] == second.options["id"] and (first.ended, second.ended) == (1, 0)
@@ -121,11 +121,11 @@ def test_a_training_that_goes_on_goes_on_in_its_run(toy, wandb):
 
 
 def test_a_run_that_begins_late_is_told_the_history(toy, wandb):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
     with pytest.raises(KeyboardInterrupt):
         train(SMALL, name="parts", watcher=Stops(12))
-    with Logged(Watcher(), print) as watcher:
+    with WandbWatcher(Watcher(), print) as watcher:
         folder = train(SMALL, name="parts", watcher=watcher).sae.path
     assert wandb.runs[0].lines == metrics(folder)
 
@@ -167,11 +167,11 @@ def test_without_the_package(found, lensae, toy, monkeypatch):
 
 
 def test_other_processes_of_the_training_have_no_runs(wandb, monkeypatch):
-    from lensae.stages.train.wandb import Logged
+    from lensae.stages.train.wandb import WandbWatcher
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with Logged(Watcher(), print) as watcher:
-        watcher.begins(None, [object()])
-        watcher.epoch(SimpleNamespace(name="topk"), None)
+    with WandbWatcher(Watcher(), print) as watcher:
+        watcher.started(None, [object()])
+        watcher.measured(SimpleNamespace(name="topk"), None)
     assert not wandb.runs

@@ -44,8 +44,8 @@ def installed(tmp_path_factory) -> Path:
 def _run(*command: object, folder: Path = ROOT) -> str:
     """A command's output; its failure is the test's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LENSAE_", "PYTHON"))}
-    options = {"cwd": folder, "env": environment, "timeout": 120}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 

@@ -108,22 +108,6 @@ def test_no_pickle(path):
     assert "torch.load(" not in source and "allow_pickle=True" not in source and "trust_remote_code=True" not in source
 
 
-def test_plugins_are_found_by_file_name():
-    from lensae.core import registry
-
-    assert registry.names("sae.architectures") == [
-        "batchtopk",
-        "gated",
-        "jumprelu",
-        "matryoshka",
-        "relu",
-        "tied-l1",
-        "topk",
-    ]
-    assert registry.names("corpus.readers") == ["csv", "hf", "jsonl", "parquet", "txt"]
-    assert registry.names("steering.operations") == ["ablate", "add", "clamp"]
-
-
 def test_help_shows_what_is_in_brackets(lensae):
     """Rich would take the name of a table for a style and leave it out."""
     for command, table in (("train", "[train]"), ("experiment", "[collect]")):

@@ -55,7 +55,7 @@ def test_valid_text_comes_back_unchanged(text, words):
 )
 def test_a_long_text_is_tokenised_in_pieces_alike(text, words, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lensae.model.text.PIECE_CHARACTERS", piece)
+        patch.setattr("lensae.model.text.CHUNK_CHARACTERS", piece)
         assert list(text.stream("".join(words))) == text.encode("".join(words))
 
 

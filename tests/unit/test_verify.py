@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import documents, write_set
+from helpers import MODEL, documents, write_set
 
 from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError
 from lensae.core.paths import read_set
+from lensae.core.recipe import TrainRecipe
+from lensae.core.training_record import SetRecord, TrainingRecord
 from lensae.sae.base import SAE
 from lensae.sae.formats import saelens
 from lensae.stages import store as stage
@@ -27,8 +29,14 @@ def save_sae(folder: Path, record: bool = True, **more) -> SAE:
     sae = SAE(saelens.config("standard", 16, 32, {}), tensors | more)
     digest = saelens.save(folder, sae)
     if record:
-        write_json(folder / "training.json", {"completed_at": "2026-01-01", "weights_sha256": digest})
+        write_record(folder, completed_at="2026-01-01", weights_sha256=digest)
     return sae
+
+
+def write_record(folder: Path, **values: str) -> None:
+    """A record of a training on a set that is not there."""
+    trained_on = SetRecord(name="toy/made-up", hook="made-up", rows=1, model=MODEL, shards_sha256=[])
+    write_json(folder / "training.json", TrainingRecord(recipe=TrainRecipe(), set=trained_on, **values).to_json())
 
 
 def flip_a_bit(path: Path, position: int = -5) -> None:
@@ -122,7 +130,7 @@ def test_bfloat16_weights_are_no_fault(sae_folder):
 
 def test_an_unfinished_training_is_no_fault(sae_folder):
     shutil.copytree(sae_folder, sae_folder.with_name("unfinished"))
-    write_json(sae_folder.with_name("unfinished") / "training.json", {"completed_at": ""})
+    write_record(sae_folder.with_name("unfinished"), completed_at="")
     (sae_folder.with_name("unfinished") / saelens.WEIGHTS).unlink()
     report = stage.verify()
     assert report.saes == 2 and not report.faults
@@ -140,3 +148,14 @@ def test_faults_are_found_where_processes_cannot_fork(folder, monkeypatch):
     flip_a_bit(path, path.stat().st_size // 2)
     [fault] = [fault for _file, faults in verify_shards(read_set(folder)) for fault in faults]
     assert fault.file == "shards/00001.h5"
+
+
+def test_an_index_is_verified(folder, lensae, trained, monkeypatch, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "copy"))
+    assert lensae("store", "verify")[0] == 0 and stage.verify().indexes == 1
+    file = max((tmp_path / "copy").glob("*/*/saes/*/index/**/*.h5"), key=lambda path: path.stat().st_size)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
+    status, out, _err = lensae("store", "verify")
+    assert status == 1 and file.name in out

@@ -1,4 +1,4 @@
-"""UTF-8 lines, with an error that says where a file stops being UTF-8."""
+"""UTF-8 lines, with an error that names the first byte that is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of comma-separated values (UTF-8) with a header line; quoted fields may span lines."""
+"""Comma-separated values in UTF-8 with a header line (--text-column, --label-column); quoted fields may span lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line with `text`, and perhaps `id` and `label`."""
+"""JSON lines: an object on each line, with `text` and optionally `id` and `label` (--text-column, --label-column)."""
 
 from __future__ import annotations
 

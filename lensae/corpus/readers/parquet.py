@@ -1,4 +1,4 @@
-"""Parquet tables, a batch of rows at a time."""
+"""Parquet tables (--text-column, --label-column)."""
 
 from __future__ import annotations
 

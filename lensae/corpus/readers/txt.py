@@ -1,4 +1,4 @@
-"""Plain text: a document per blank-line block, or per line; by default lines when there is no blank line at all."""
+"""Plain text in UTF-8: documents are blocks between blank lines, or lines when there is none (--lines, --blocks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One file per family; its name is its name on the command line, the first sentence of its docstring its line of help.
+"""One file per family, or an entry point of the group `lensae.architectures`; its name is its name on the command line,
+the first sentence of its docstring its line of help.
 
 Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=None, group=SINGLE_PROCESS)`, a torch
 module with

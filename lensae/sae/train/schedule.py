@@ -99,6 +99,7 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     times.
     """
     recipe = complete(recipe, rows, d_model)
+    assert recipe.width is not None and recipe.k is not None and recipe.batch is not None
     d_sae = max(1, round(recipe.width * d_model))
     batch = min(recipe.batch, max(1, rows // LEAST_STEPS))
     wanted = recipe.tokens or (SMALL_BUDGET_TOKENS if recipe.epochs is None else rows * recipe.epochs)
@@ -135,6 +136,16 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
 def _validation_rows(tokens: int, validations: int) -> int:
     least, most = VALIDATION_ROWS
     return min(most, max(least, round(VALIDATION_SHARE * tokens / validations)))
+
+
+def memory_needed(recipe: TrainRecipe, plan: Plan, d_model: int) -> int:
+    """The bytes that a training takes at least: 40 d_model for each feature, 48 with a moving average of the weights.
+
+    They are encoder and decoder in float32, their gradients, Adam's two moments and the best weights so far. A
+    transcoder is counted as if its target had d_model too.
+    """
+    weights = 2 * 4 * d_model * plan.d_sae
+    return weights * (6 if recipe.average else 5)
 
 
 def learning_rate(step: int, plan: Plan, recipe: TrainRecipe) -> float:

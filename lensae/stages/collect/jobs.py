@@ -1,20 +1,27 @@
-"""The documents of a collection pass before they are run: one after the other, whatever the corpus's size."""
+"""The documents of a collection pass before they are run, as a stream: memory does not grow with the corpus."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lensae.core.errors import UserError
 from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 
-READ_TOKENS = 32  # that are read at a time for each continuation that would be written: 2,048 by default
+if TYPE_CHECKING:
+    from lensae.model.language_model import LanguageModel
+    from lensae.stages.collect.options import CollectOptions
+
+
+READ_TOKENS = 32  # tokens in a batch of texts for each prompt that a batch would have: 2,048 by default
 
 
 @dataclass(frozen=True)
 class Job:
-    """One document to be: its label, the tokens the model reads, how many it may add, its random stream's number."""
+    """One document to collect: its label, the tokens the model reads, how many it may add, and the number of its random
+    stream."""
 
     label: str
     ids: list[int]
@@ -23,11 +30,11 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """The most tokens the document can come to."""
+        """The largest number of tokens that the document can have."""
         return len(self.ids) + self.new
 
 
-def jobs(model, corpus: Corpus, options) -> Iterator[Job]:
+def jobs(model: LanguageModel, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
     """The documents of the pass in order, up to `options.max_tokens`.
 
     Raises UserError for a prompt that leaves no room for what is to be generated.
@@ -40,7 +47,7 @@ def jobs(model, corpus: Corpus, options) -> Iterator[Job]:
         yield job
 
 
-def _prompts(model, corpus: Corpus, options) -> Iterator[Job]:
+def _prompts(model: LanguageModel, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
     encode = model.text.encode_chat if options.chat else model.text.encode
     new, stream = options.max_new_tokens, 0
     for prompt in corpus:
@@ -56,7 +63,7 @@ def _prompts(model, corpus: Corpus, options) -> Iterator[Job]:
             stream += 1
 
 
-def _texts(model, corpus: Corpus, options) -> Iterator[Job]:
+def _texts(model: LanguageModel, corpus: Corpus, options: CollectOptions) -> Iterator[Job]:
     context = min(options.context, model.context)
     encode = model.text.encode_chat if options.chat else model.text.stream
     texts = ((prompt.label, encode(corpus.prompt_text(prompt))) for prompt in corpus)
@@ -68,14 +75,15 @@ def _texts(model, corpus: Corpus, options) -> Iterator[Job]:
         yield Job(label, ids, 0, stream)
 
 
-def batches(source: Iterator[Job], options) -> Iterator[list[Job]]:
-    """Prompts `options.batch_size` at a time; texts that are only read by their tokens."""
+def batches(source: Iterator[Job], options: CollectOptions) -> Iterator[list[Job]]:
+    """Prompts `options.batch_size` at a time (set by then); texts that are only read by their tokens."""
+    size = options.batch_size or 1
     if options.generate:
-        return packing.batches(source, options.batch_size)
-    return packing.full_batches(source, options.batch_size * READ_TOKENS, lambda job: len(job.ids))
+        return packing.batches(source, size)
+    return packing.full_batches(source, size * READ_TOKENS, lambda job: len(job.ids))
 
 
-def expected_tokens(model, corpus: Corpus, options) -> int:
+def expected_tokens(model: LanguageModel, corpus: Corpus, options: CollectOptions) -> int:
     """The most tokens that the pass can come to, also the check that every prompt fits; 0 when it would take a
     reading of the whole text to know."""
     if options.generate and corpus.count is not None:

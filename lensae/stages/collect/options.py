@@ -1,4 +1,4 @@
-"""What a collection pass is asked for, and what it came to."""
+"""The options of a collection pass, and its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lensae.store.schema import COMPRESSIONS, DTYPES
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollectOptions:
     """What to collect; `hooks` empty means the middle block's residual stream."""
 
@@ -53,7 +53,7 @@ class CollectOptions:
         """How continuations are drawn."""
         return Sampling(self.max_new_tokens, self.temperature, self.top_k, self.seed)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "compute_dtype": COMPUTE_DTYPES, "compress": (None, *COMPRESSIONS)}
         for field, known in choices.items():
             if getattr(self, field) not in known:
@@ -75,10 +75,10 @@ class CollectOptions:
             raise UserError(f"--seed cannot be {self.seed}", "0 or more")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollectReport:
-    """What one pass came to; `rows` counts one hook's. `seconds` is the time of the run that finished it, which
-    collected `rows_in_seconds` of them; `peak_memory` is what this process has held at most, in bytes."""
+    """The outcome of one pass; `rows` counts those of one hook. `seconds` is the time of the run that finished it,
+    which collected `rows_in_seconds` of them; `peak_memory` is the largest memory of this process, in bytes."""
 
     model: str
     hooks: tuple[str, ...]
@@ -101,5 +101,5 @@ class CollectReport:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes on disk for one token of one hook, its place in the text included."""
+        """Bytes on disk for one token of one hook, its position in the text included."""
         return self.bytes / (self.rows * len(self.hooks)) if self.rows else 0.0

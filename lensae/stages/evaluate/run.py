@@ -88,21 +88,19 @@ def evaluate(
 
 def _split(reader: SetReader, sae_entry: SaeEntry) -> tuple[Split, str]:
     """The two sides of the set for this SAE, and in words why these."""
-    training = sae_entry.training
-    seed = training.get("recipe", {}).get("seed", 0)
-    if "heldout_limit" in training:
-        return reader.split_at(training["heldout_limit"], seed), "held out of its training"
-    if "recipe" in training:
-        return reader.split(training["recipe"].get("heldout", 0.1), seed), "held out of its training"
-    words = "not trained here: a tenth of the prompts by seed 0, which it may have seen"
-    return reader.split(0.1, seed), words
+    record = sae_entry.training
+    if record is None:
+        return reader.split(0.1, 0), "not trained here: a tenth of the prompts by seed 0, which it may have seen"
+    if record.heldout_limit is None:
+        return reader.split(record.recipe.heldout, record.recipe.seed), "held out of its training"
+    return reader.split_at(record.heldout_limit, record.recipe.seed), "held out of its training"
 
 
 def _sides(reader: SetReader, target: SetReader | None, split: Split, sae_entry: SaeEntry) -> tuple[Rows, Rows]:
     """The training and the held-out rows, with those of the target."""
     if target is None:
         return Rows(reader, split.training), Rows(reader, split.heldout)
-    other = target.split_at(split.limit, sae_entry.training.get("recipe", {}).get("seed", 0))
+    other = target.split_at(split.limit, sae_entry.training.recipe.seed if sae_entry.training else 0)
     return (
         Rows(reader, split.training, (target, other.training)),
         Rows(reader, split.heldout, (target, other.heldout)),

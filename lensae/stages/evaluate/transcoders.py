@@ -17,9 +17,9 @@ def target_of(reader: SetReader, sae_entry: SaeEntry, cfg: dict) -> SetReader | 
     """
     if "d_out" not in cfg:
         return None
-    hook, training = cfg.get("metadata", {}).get("hook_name_out"), sae_entry.training
-    here = training.get("set", {}).get("name") == reader.entry.name
-    trained_on = training.get("target", {}).get("name") if here else None
+    hook, record = cfg.get("metadata", {}).get("hook_name_out"), sae_entry.training
+    trained_here = record and record.target and record.set.name == reader.entry.name
+    trained_on = record.target.name if trained_here else None
     if not trained_on and not hook:
         raise UserError(
             f"the transcoder '{sae_entry.name}' does not say what it predicts",

@@ -1,1 +1,1 @@
-"""What several stages use: the model of a set, progress, processes, interrupts."""
+"""Used by several stages: the model of a set, progress, processes, interrupts."""

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as one piece of work sees them; a single process is rank 0 of 1."""
+"""The processes that torchrun started for one command; without torchrun, rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one process that speaks, and writes what all share."""
+        """Whether this process reports, and writes the shared files."""
         return self.rank == 0
 
     @property
@@ -38,7 +38,7 @@ class Process:
         return f"cuda:{self.local_rank}" if self.world_size > 1 and device == "cuda" else device
 
     def barrier(self) -> None:
-        """Go on when every process has come this far."""
+        """Wait until every process has reached this call."""
         if self.world_size > 1:
             import torch.distributed as distributed
 
@@ -46,7 +46,7 @@ class Process:
 
 
 def current() -> Process:
-    """What torchrun says of this process."""
+    """This process, from the environment variables that torchrun sets."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     rank, world_size, local_rank = (
         int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0), strict=True)
@@ -55,9 +55,9 @@ def current() -> Process:
 
 
 def leave() -> NoReturn:
-    """End this process, one of several that are done, at once.
+    """End this process, one of several that have finished, at once.
 
-    Taking the interpreter down while threads of torch.distributed are about has aborted such a process.
+    Shutting the interpreter down while threads of torch.distributed run has aborted such processes.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +66,7 @@ def leave() -> NoReturn:
 
 @contextmanager
 def process_group(tensors: bool = False) -> Iterator[Process]:
-    """The processes of this run, able to wait for one another (over gloo) until the end.
+    """The processes of this run, connected over gloo so that they can wait for one another.
 
     With `tensors` they exchange those on GPUs too, over nccl.
     """
@@ -91,7 +91,7 @@ def process_group(tensors: bool = False) -> Iterator[Process]:
 
 @contextmanager
 def training_group(by_feature: bool = False) -> Iterator[ProcessGroup]:
-    """The processes of this run as a training sees them: they divide the rows, or with `by_feature` the features."""
+    """The process group of a training: the processes divide the rows, or with `by_feature` the features."""
     from lensae.sae.distributed.process_group import ProcessGroup
 
     with process_group(tensors=True) as process:

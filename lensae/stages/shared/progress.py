@@ -1,4 +1,4 @@
-"""How a stage tells whoever watches how far it is; the views draw it."""
+"""How a stage reports its progress; the views draw it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A unit of work being counted."""
+    """What a stage reports to: one task at a time, counted in units."""
 
     def start(self, what: str, total: int, unit: str) -> None:
         """A task of `total` units begins."""
@@ -17,16 +17,16 @@ class Progress(Protocol):
         ...
 
     def expect(self, total: int) -> None:
-        """A better guess of the total."""
+        """Correct the expected total."""
         ...
 
     def say(self, line: str) -> None:
-        """A line worth keeping."""
+        """A message that should stay visible."""
         ...
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     def start(self, what: str, total: int, unit: str) -> None:
         """Nothing."""

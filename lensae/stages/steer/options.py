@@ -29,7 +29,7 @@ class SteerOptions:
     set_name: str | None = None
     sae_name: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for scale in self.scales:
             if not math.isfinite(scale):
                 raise UserError(f"--scale cannot be {scale}", "a number, in multiples of the feature's maximum")
@@ -41,6 +41,11 @@ class SteerOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}", "1 or more")
         _checked = self.sampling
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether the operation depends on the value that the feature is given, and so on the scale."""
+        return getattr(registry.load("steering.operations", self.operation), "takes_value", True)
 
     @property
     def sampling(self) -> Sampling:

@@ -53,11 +53,12 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
     model = load_model_of(lookup.entry, [lookup.entry.manifest.hook])
     label = feature_label(lookup, options.feature)
     bench = Bench(options, lookup, model, sae.to(model.device), label, stats.max)
-    progress.start("generating and measuring", len(options.scales) + 3, "runs")
+    scales = options.scales if options.takes_value else (1.0,)
+    progress.start("generating and measuring", len(scales) + 3, "runs")
     baseline = bench.run("unsteered", 0.0, 0.0, None)
     progress.advance(1)
     steered = []
-    for scale in options.scales:
+    for scale in scales:
         value = scale * stats.max
         steered.append(bench.run("steered", scale, value, bench.feature_edit(options.feature, value)))
         progress.advance(1)

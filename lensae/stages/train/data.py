@@ -1,4 +1,4 @@
-"""What a training reads: the rows of one set, or the pairs of two that hold the same tokens.
+"""What a training reads: the rows of one set, or pairs of rows from two sets that hold the same tokens.
 
 Shapes: N rows, D d_model.
 """
@@ -28,8 +28,8 @@ SAMPLED_FROM = 16  # the rows of a sample are every so many-th of documents that
 
 
 @dataclass(frozen=True)
-class Data:
-    """A set with its two sides, and the set whose rows are to be predicted, if there is one."""
+class TrainingData:
+    """A set split into training and held-out documents; `target` is the set whose rows are predicted, if any."""
 
     reader: SetReader
     target: SetReader | None
@@ -47,10 +47,13 @@ class Data:
         return self.target.width if self.target else None
 
     def stream(self, recipe: TrainRecipe, batch: int, group: ProcessGroup) -> Callable[[int, int], Iterator[Batch]]:
-        """The batches of an epoch, from any on; of several processes each gets its own rows of them."""
-        part = (group.rank, group.size) if group.splits_rows else (0, 1)
+        """A function of an epoch and a batch number that gives the batches of the epoch from that number on.
+
+        Where processes divide the rows, each gets its own rows of every batch.
+        """
+        rank, size = (group.rank, group.size) if group.splits_rows else (0, 1)
         window = recipe.shuffle_rows or SHUFFLE_ROWS
-        return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target, *part).epoch
+        return RowStream(self.reader, self.split.training, batch, self.seed, window, self.target, rank, size).epoch
 
     def heldout(self, batch: int, rows: int | None = None) -> Callable[[], Iterator[Batch]]:
         """Batches of held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""
@@ -69,7 +72,8 @@ class Data:
         step = max(1, sides[0][1].rows // rows)
         arrays = [_every(reader.document_rows(side), step) for reader, side in sides]
         starts = range(0, len(arrays[0]), batch)
-        return [tuple(a[i : i + batch] for a in arrays) if self.target else arrays[0][i : i + batch] for i in starts]
+        batches = [[rows[i : i + batch] for rows in arrays] for i in starts]
+        return [(one[0], one[1]) if len(one) > 1 else one[0] for one in batches]
 
     def _heldout_sides(self, rows: int | None) -> list[tuple[SetReader, Selection]]:
         """Each set with its held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""
@@ -79,7 +83,7 @@ class Data:
         return sides if rows is None else [(reader, _spread(side, rows)) for reader, side in sides]
 
     def explain_not_finite(self, error: LensaeError) -> LensaeError:
-        """The error for rows that are no numbers, with the first of them by shard and row."""
+        """The error for rows that are not finite, naming the first of them by shard and row; else `error` itself."""
         for reader in filter(None, (self.reader, self.target)):
             count, first = _not_finite(reader)
             if count:
@@ -115,7 +119,7 @@ def _not_finite(reader: SetReader) -> tuple[int, str]:
     return count, first
 
 
-def open_data(recipe: TrainRecipe, set_name: str | None) -> Data:
+def open_data(recipe: TrainRecipe, set_name: str | None) -> TrainingData:
     """The rows that a recipe is trained on; raises UserError when there are too few, or no pairs can be made."""
     reader = SetReader(find_set(set_name))
     target = SetReader(find_set(recipe.target)) if recipe.target else None
@@ -128,4 +132,4 @@ def open_data(recipe: TrainRecipe, set_name: str | None) -> Data:
             f"{reader.entry.name} has too few documents to hold some out ({documents} with rows)",
             f"collect from at least two prompts: {command('collect')}",
         )
-    return Data(reader, target, split, recipe.seed)
+    return TrainingData(reader, target, split, recipe.seed)

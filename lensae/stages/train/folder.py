@@ -1,7 +1,7 @@
-"""The folder of an SAE while it is being trained: whose it is, what it belongs to, and how it becomes a finished one.
+"""The folder of an SAE in training: which process has it, which training it belongs to, and how it is finished.
 
-saes/<name>/training.json       completed_at is "" until everything else is in its place
-saes/<name>/checkpoints/        gone when it is finished
+saes/<name>/training.json       completed_at is "" until every other file is written
+saes/<name>/checkpoints/        removed when the training is finished
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lensae.core.durable import clear_partials, read_json, write_json
+from lensae.core.durable import clear_partials, write_json
 from lensae.core.errors import UserError
 from lensae.core.locks import LOCK_FILE, FolderLock, is_locked
 from lensae.core.paths import SaeEntry, SetEntry
 from lensae.core.program import command
-
-SAME = ("recipe", "set", "target")  # a training is gone on with when these are what they were
+from lensae.core.training_record import TRAINING, TrainingRecord, read_training
 
 
 class TrainingFolder:
@@ -33,47 +32,47 @@ class TrainingFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """Where the state of the training is kept."""
+        """The file of the training's checkpoint."""
         return checkpoint_of(self.path)
 
-    def begin(self, facts: dict) -> None:
-        """Say what is being trained here, unless it has been said."""
+    def begin(self, record: TrainingRecord) -> None:
+        """Write down what is trained here, unless that was done before an interruption."""
         clear_partials(self.path)
         clear_partials(self.checkpoint.parent)
-        if not (self.path / "training.json").is_file():
-            write_json(self.path / "training.json", {"completed_at": "", **facts})
+        if not (self.path / TRAINING).is_file():
+            write_json(self.path / TRAINING, record.to_json())
 
-    def finish(self, facts: dict) -> None:
-        """The SAE is whole: say so, and let go of what only its training needed."""
-        write_json(self.path / "training.json", facts)
+    def finish(self, record: TrainingRecord) -> None:
+        """Record that the SAE is whole, and remove what only its training needed."""
+        write_json(self.path / TRAINING, record.to_json())
         shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Release the folder."""
         self._lock.release()
 
     def discard(self) -> None:
-        """Remove the folder, which lets the next process in."""
+        """Release the folder and remove it with everything in it."""
         self._lock.release()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def checkpoint_of(folder: Path) -> Path:
-    """Where the state of the training in a folder is kept."""
+    """The file of the checkpoint of the training in `folder`."""
     return folder / "checkpoints" / "last.safetensors"
 
 
 def unfinished(sae: SaeEntry) -> dict:
-    """How far a training has come by its checkpoint (0 tokens without one), whether a process is at it now, and the
-    command that resumes it."""
-    resume_command = sae.training.get("command") or command("train")
+    """How far an unfinished training is by its checkpoint (0 tokens without one), whether a process is running it, and
+    the command that resumes it."""
+    recorded = sae.training.command if sae.training else None
     facts = {
         "name": sae.name,
         "tokens": 0,
         "step": 0,
         "steps": None,
         "running": is_locked(sae.path),
-        "command": resume_command,
+        "command": recorded or command("train"),
     }
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
         with safe_open(checkpoint_of(sae.path), "numpy") as file:
@@ -82,21 +81,21 @@ def unfinished(sae: SaeEntry) -> dict:
     return facts
 
 
-def claim(entry: SetEntry, name: str, exact: bool, facts: dict) -> TrainingFolder:
-    """The folder for a training of these `facts`: an unfinished one of the same, or one that is new.
+def open_folder(entry: SetEntry, name: str, exact: bool, record: TrainingRecord) -> TrainingFolder:
+    """The folder for the training of `record`: that of the same training, unfinished, or a new one.
 
-    A name that is taken gets a number behind it, or with `exact` raises UserError. Raises LensaeError when another
-    process is at it.
+    A name that is in use gets a number appended, or with `exact` raises UserError. Raises LensaeError when another
+    process is running the training.
     """
-    for free in _names(name):
-        path = entry.path / "saes" / free
-        if path.exists() and not _open(path, facts):
+    for candidate in _names(name):
+        path = entry.path / "saes" / candidate
+        if path.exists() and not _is_available(path, record):
             if exact:
-                raise _taken(path, entry)
+                raise _name_in_use(path, entry)
             continue
         folder = TrainingFolder(path)
-        if _open(path, facts):  # still, now that it is ours
-            folder.begin(facts)
+        if _is_available(path, record):  # still, now that the folder is locked
+            folder.begin(record)
             return folder
         folder.close()
     raise AssertionError("there is always another name")
@@ -107,20 +106,19 @@ def _names(name: str) -> Iterator[str]:
     yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
-def _open(path: Path, facts: dict) -> bool:
-    """Whether the training can have this folder: it began there, or nobody did."""
-    if (path / "training.json").is_file():
-        begun = read_json(path / "training.json")
-        plain = json.loads(json.dumps(facts))
-        return not begun.get("completed_at") and all(begun.get(key) == plain.get(key) for key in SAME)
-    return all(inside.name == LOCK_FILE for inside in path.iterdir())
+def _is_available(path: Path, record: TrainingRecord) -> bool:
+    """Whether the training of `record` may use this folder: it began in it, or the folder is empty."""
+    recorded = read_training(path)
+    if recorded is None:
+        return all(inside.name == LOCK_FILE for inside in path.iterdir())
+    return not recorded.completed_at and recorded.is_same_training(record)
 
 
-def _taken(path: Path, entry: SetEntry) -> UserError:
-    begun = read_json(path / "training.json") if (path / "training.json").is_file() else {"completed_at": "unknown"}
-    if begun.get("completed_at"):
+def _name_in_use(path: Path, entry: SetEntry) -> UserError:
+    recorded = read_training(path)
+    if recorded is None or recorded.completed_at:
         return UserError(f"there is already an SAE '{path.name}' in {entry.name}", "give another --name, or remove it")
     return UserError(
         f"'{path.name}' in {entry.name} is an unfinished training with other settings or other rows",
-        f"resume with: {begun.get('command') or command('train')}; or give another --name",
+        f"resume with: {recorded.command or command('train')}; or give another --name",
     )

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.core.paths import SaeEntry
+from lensae.core.program import command as command_for
 from lensae.core.recipe import TrainRecipe
+from lensae.stages import index as feature_index
 from lensae.stages.shared.interrupts import requested
-from lensae.stages.shared.processes import training_group
-from lensae.stages.train.data import FINAL_ROWS, Data, open_data
-from lensae.stages.train.record import facts_of, metadata, outcome, write_metrics
-from lensae.stages.train.setup import Training, begun
+from lensae.stages.shared.processes import current, training_group
+from lensae.stages.train.checks import check_recipe
+from lensae.stages.train.data import FINAL_ROWS, TrainingData, open_data
+from lensae.stages.train.record import finished_record, metadata, write_metrics
+from lensae.stages.train.setup import Training, open_training
 from lensae.stages.train.tensorboard import EventFile
 from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
+    from lensae.sae.kernels import Backend
+    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.train.run import Measurement, TrainingRun
+    from lensae.sae.train.schedule import Plan
 
 SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """What a training left behind."""
+    """The result of a training; `index` is None where no index was built."""
 
     set_name: str
     sae: SaeEntry
     recipe: TrainRecipe
-    plan: object
-    fit: object
+    plan: Plan
+    fit: TrainingResult
+    index: feature_index.IndexReport | None = None
 
 
 def train(
@@ -41,15 +51,18 @@ def train(
     watcher: Watcher | None = None,
     command: str | None = None,
     shard_features: bool = False,
+    index: bool = True,
 ) -> TrainReport | None:
-    """Train the recipe's architecture on the set and save the best weights under `saes/<name>`.
+    """Train the recipe's architecture on the set, save the best weights under `saes/<name>` and index its features.
 
-    An interrupted training goes on from its checkpoint when the same recipe is trained on the same rows again, to the
-    same bytes; `command` is what is typed for that. Under torchrun the processes train one SAE together: each learns
-    from its part of every batch, or with `shard_features` holds its part of the features; the report is the first
-    one's. Raises UserError when the recipe cannot work on the set.
+    An interrupted training is resumed from its checkpoint, to the same bytes, when the same recipe is trained on the
+    same rows again; `command` is what a person types for that. Without `index` no feature index is built. Under
+    torchrun the processes train one SAE together: each learns from its rows of every batch, or with `shard_features`
+    has some of the features; the first one builds the index and returns the report, the others return None.
+    Raises UserError when the recipe cannot work on the set.
     """
     data = open_data(recipe, set_name)
+    check_recipe(data, recipe, current().world_size if shard_features else 1)
     with training_group(shard_features) as group:
         reports = train_all(data, [(recipe, name)], watcher, command, group)
     if not group.is_first:
@@ -57,19 +70,30 @@ def train(
     [report] = reports
     if isinstance(report, LensaeError):
         raise report
-    return report
+    assert report is not None, "the first process has the report"
+    return replace(report, index=build_index(data, report.sae, watcher)) if index else report
+
+
+def build_index(data: TrainingData, sae: SaeEntry, watcher: Watcher | None) -> feature_index.IndexReport:
+    """Index the features of an SAE that has just been trained, by one process."""
+    progress = (watcher or Watcher()).indexing()
+    try:
+        return feature_index.build(str(data.entry.path), str(sae.path), progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{sae.name} is trained; finish its index with: {command_for('index')}") from None
 
 
 def train_all(
-    data: Data,
+    data: TrainingData,
     wanted: list[tuple[TrainRecipe, str | None]],
     watcher: Watcher | None = None,
     command: str | None = None,
     group: ProcessGroup | None = None,
 ) -> list[TrainReport | LensaeError | None]:
-    """Train every recipe (under its name) on one pass over the stream: a report for each, or what made it fail.
+    """Train every recipe (under its name) on one pass over the stream: a report for each, or why it failed.
 
-    Of the processes of a `group` the first has the reports; it alone writes and tells.
+    Of the processes of a `group` the first has the reports; it alone writes and calls the watcher. torch's global
+    random state is afterwards what it was.
     """
     from lensae.model.precision import fast_matmul
     from lensae.sae.distributed.process_group import SINGLE_PROCESS
@@ -81,13 +105,14 @@ def train_all(
     watcher = (watcher if group.is_first else None) or Watcher()
     group.collectively(lambda: _check_shared([recipe for recipe, _name in wanted]))
     with ExitStack() as stack:
-        trainings = [stack.enter_context(begun(data, recipe, name, command, group)) for recipe, name in wanted]
+        stack.enter_context(_random_state_kept())
+        trainings = [stack.enter_context(open_training(data, recipe, name, command, group)) for recipe, name in wanted]
         stop = stack.enter_context(requested())
-        watcher.begins(data.entry, trainings)
+        watcher.started(data.entry, trainings)
         first = trainings[0]
         group.collectively(lambda: _check_batch(trainings))
         stack.enter_context(fast_matmul())
-        stack.enter_context(use_backend(_kernels(trainings, data.reader.width)))
+        stack.enter_context(use_backend(_backend(trainings, data.reader.width)))
         validation_rows = max(training.plan.validation_rows for training in trainings)
         sample = group.collectively(lambda: data.heldout_sample(first.plan.batch, validation_rows))
         try:
@@ -95,16 +120,25 @@ def train_all(
                 [training.run for training in trainings],
                 data.stream(first.recipe, first.plan.batch, group),
                 lambda: sample,
-                stack.enter_context(_RunCallbacks(trainings if group.is_first else [], watcher, stop)),
+                stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop)),
                 first.recipe.checkpoint_minutes,
             )
-            return [_finished(data, training, stop, group) for training in trainings]
+            return [_finish(data, training, stop, group) for training in trainings]
         except NotFinite as error:
             raise data.explain_not_finite(error) from None
 
 
-def _kernels(trainings: list[Training], width: int):
-    """Which kernels they use: what is faster for the widest of them."""
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """torch's global generators are afterwards as they were."""
+    import torch
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+
+
+def _backend(trainings: list[Training], width: int) -> Backend:
+    """The kernels that are fastest for the widest of the SAEs."""
     from lensae.sae.kernels import choose_backend
 
     widest = max(trainings, key=lambda training: training.plan.d_sae)
@@ -124,34 +158,44 @@ def _check_batch(trainings: list[Training]) -> None:
         raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
 
 
-class _RunCallbacks:
-    """Hands on what the training loop tells (lensae.sae.train.loop.Callbacks), and keeps metrics.csv."""
+def _path(training: Training) -> Path:
+    """The folder of a training of the first process."""
+    assert training.folder is not None
+    return training.folder.path
 
-    def __init__(self, trainings: list[Training], watcher: Watcher, stop):
-        self.of = {id(training.run): training for training in trainings}
+
+class _LoopCallbacks:
+    """The callbacks of the training loop (lensae.sae.train.loop.Callbacks): call the watcher, write the metrics."""
+
+    def __init__(self, trainings: list[Training], watcher: Watcher, stop: Callable[[], bool]):
+        self.trainings = {id(training.run): training for training in trainings}
         self.step, self.watcher, self.stop = watcher.step, watcher, stop
 
-    def __enter__(self) -> _RunCallbacks:
-        paths = {key: training.folder.path / "tensorboard" for key, training in self.of.items()}
-        self.events = {key: EventFile(path, self.of[key].run.state.history) for key, path in paths.items()}
+    def __enter__(self) -> _LoopCallbacks:
+        self.event_files = {
+            key: EventFile(_path(training) / "tensorboard", training.run.state.history)
+            for key, training in self.trainings.items()
+        }
         return self
 
-    def __exit__(self, *_exc) -> None:
-        for events in self.events.values():
-            events.close()
+    def __exit__(self, *_exc: object) -> None:
+        for event_file in self.event_files.values():
+            event_file.close()
 
-    def measured(self, run, line) -> None:
-        if id(run) not in self.of:
+    def measured(self, run: TrainingRun, line: Measurement) -> None:
+        if id(run) not in self.trainings:
             return
-        training = self.of[id(run)]
-        write_metrics(training.folder.path / "metrics.csv", run.state.history)
-        self.events[id(run)].add(line)
-        self.watcher.epoch(training, line)
+        training = self.trainings[id(run)]
+        write_metrics(_path(training) / "metrics.csv", run.state.history)
+        self.event_files[id(run)].add(line)
+        self.watcher.measured(training, line)
 
 
-def _finished(data: Data, training: Training, stop, group: ProcessGroup) -> TrainReport | LensaeError | None:
-    """Calibrated, measured on all held-out rows and saved, by the first process."""
-    from lensae.sae.formats import saelens as checkpoint
+def _finish(
+    data: TrainingData, training: Training, stop: Callable[[], bool], group: ProcessGroup
+) -> TrainReport | LensaeError | None:
+    """Calibrate, measure on held-out rows and save, in the first process; None in the others."""
+    from lensae.sae.formats import saelens
     from lensae.sae.train.loop import result
 
     if group.any(stop())[0]:
@@ -164,15 +208,16 @@ def _finished(data: Data, training: Training, stop, group: ProcessGroup) -> Trai
     except OtherProcessEnded:
         raise
     except LensaeError as error:
-        if folder and not training.run.failed:  # nothing to go on from: its last checkpoint has no live feature
+        if folder and not training.run.failed:  # its last checkpoint has no live feature: nothing to resume
             folder.discard()
         return error
     sae = fit.sae(metadata(data, training.recipe))
     if folder:
         write_metrics(folder.path / "metrics.csv", fit.history)
-    digest = checkpoint.save(folder.path if folder else None, sae, group)
+    digest = saelens.save(folder.path if folder else None, sae, group)
     if not folder:
         return None
-    facts = {**facts_of(data, training.recipe), **outcome(data, training.plan, fit), "weights_sha256": digest}
-    folder.finish(facts)
-    return TrainReport(data.entry.name, SaeEntry(folder.path, facts), training.recipe, training.plan, fit)
+    record = finished_record(training.record, data, training.plan, fit, digest)
+    folder.finish(record)
+    entry = SaeEntry(folder.path, record)
+    return TrainReport(set_name=data.entry.name, sae=entry, recipe=training.recipe, plan=training.plan, fit=fit)

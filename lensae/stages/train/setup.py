@@ -1,9 +1,10 @@
-"""How a training begins, or goes on: its numbers, its folder and its state."""
+"""How a training begins or is resumed: its plan, its folder and its state."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,46 +15,61 @@ from lensae.core.device import AUTO, current_device, requested_device
 from lensae.core.errors import UserError
 from lensae.core.paths import SetEntry, safe_name
 from lensae.core.recipe import TrainRecipe
-from lensae.stages.train.data import Data
-from lensae.stages.train.folder import TrainingFolder, checkpoint_of, claim
-from lensae.stages.train.record import facts_of
+from lensae.core.training_record import TrainingRecord
+from lensae.stages.train.data import TrainingData
+from lensae.stages.train.folder import TrainingFolder, checkpoint_of, open_folder
+from lensae.stages.train.record import new_record
 
 if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
     from lensae.sae.distributed.process_group import ProcessGroup
+    from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import Plan
 
 
-@dataclass
+# The fields of a recipe that have an option of the same name on the command line.
+OPTIONS = (
+    *("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows"),
+    *("encoder_dtype", "seed", "target"),
+)
+
+
+@dataclass(kw_only=True)
 class Training:
-    """One SAE that is being trained: `recipe` as given, `settled` with its blanks filled in, `reasons` for these,
-    `sparsity` what decides how many features fire."""
+    """One SAE that is being trained: `recipe` as it was given, `resolved` with its blanks filled in, `reasons` for
+    these choices, `sparsity` what decides how many features fire; `folder` is None but in the first process."""
 
     name: str
     recipe: TrainRecipe
-    settled: TrainRecipe
-    plan: object
+    resolved: TrainRecipe
+    plan: Plan
+    record: TrainingRecord
     folder: TrainingFolder | None
-    run: object = field(repr=False)
+    run: TrainingRun = field(repr=False)
     sparsity: str = ""
     reasons: tuple[str, ...] = ()
 
 
 @contextmanager
-def begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | None, group: ProcessGroup):
-    """A training with its folder held, by the first process; a folder without a checkpoint or an SAE does not outlive
-    a failure."""
+def open_training(
+    data: TrainingData, recipe: TrainRecipe, name: str | None, command: str | None, group: ProcessGroup
+) -> Iterator[Training]:
+    """A training, new or as its checkpoint left it; the first process has its folder locked meanwhile.
+
+    A folder that holds neither a checkpoint nor an SAE at the end is removed.
+    """
     chosen = group.collectively(lambda: _planned(data, recipe))
-    settled, plan = _of_the_first(chosen, group)
-    facts = {"command": _pinned(command, data.entry, recipe, name), **facts_of(data, recipe)}
+    resolved, plan = _from_first_process(chosen, group)
+    record = new_record(data, recipe, _resume_command(command, data.entry, recipe, name))
 
-    def claimed() -> TrainingFolder:
-        wanted = safe_name(name or default_name(settled, plan.d_sae))
-        return claim(data.entry, wanted, bool(name), facts)
+    def opened() -> TrainingFolder | None:
+        wanted = safe_name(name or default_name(resolved, plan.d_sae))
+        return open_folder(data.entry, wanted, bool(name), record) if group.is_first else None
 
-    folder = group.collectively(lambda: claimed() if group.is_first else None)
+    folder = group.collectively(opened)
     try:
         path = Path(group.broadcast_text(str(folder.path) if folder else ""))
-        yield group.collectively(lambda: _training(data, recipe, settled, plan, path, folder, group))
+        yield group.collectively(lambda: _restored(data, resolved, plan, record, path, folder, group))
     finally:
         if folder:
             if not folder.checkpoint.is_file() and not (folder.path / "cfg.json").is_file():
@@ -61,45 +77,59 @@ def begun(data: Data, recipe: TrainRecipe, name: str | None, command: str | None
             folder.close()
 
 
-def _planned(data: Data, recipe: TrainRecipe) -> tuple[TrainRecipe, Plan]:
+def _planned(data: TrainingData, recipe: TrainRecipe) -> tuple[TrainRecipe, Plan]:
     from lensae.sae.train.schedule import complete, make_plan
 
-    registry.check("sae.architectures", recipe.arch)
     rows, width = data.split.training.rows, data.reader.width
     return complete(recipe, rows, width), make_plan(recipe, rows, width)
 
 
-def _of_the_first(chosen: tuple[TrainRecipe, Plan], group: ProcessGroup) -> tuple[TrainRecipe, Plan]:
+def _from_first_process(chosen: tuple[TrainRecipe, Plan], group: ProcessGroup) -> tuple[TrainRecipe, Plan]:
     """What the first process chose: machines with other cores might choose otherwise."""
     from lensae.sae.train.schedule import Plan
 
-    settled, plan = json.loads(group.broadcast_text(json.dumps([asdict(one) for one in chosen])))
-    return TrainRecipe(**settled), Plan(**plan)
+    resolved, plan = json.loads(group.broadcast_text(json.dumps([asdict(one) for one in chosen])))
+    return TrainRecipe(**resolved), Plan(**plan)
 
 
-def _training(
-    data: Data, recipe: TrainRecipe, settled: TrainRecipe, plan: Plan, path: Path, folder: TrainingFolder | None, group
+def _restored(
+    data: TrainingData,
+    resolved: TrainRecipe,
+    plan: Plan,
+    record: TrainingRecord,
+    path: Path,
+    folder: TrainingFolder | None,
+    group: ProcessGroup,
 ) -> Training:
-    """The training as it is to begin, or as its checkpoint left it."""
-    from lensae.sae.train import checkpoint as state
+    """The training as it begins, or as its checkpoint left it."""
+    from lensae.sae.train import checkpoint
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import explain
 
-    checkpoint = checkpoint_of(path)
-    settled, plan = state.begun(checkpoint) or (settled, plan)
-    family = registry.load("sae.architectures", recipe.arch)
+    checkpoint_path = checkpoint_of(path)
+    resolved, plan = checkpoint.begun(checkpoint_path) or (resolved, plan)
+    family = registry.load("sae.architectures", record.recipe.arch)
 
-    def trainer(window: int):
-        return family.Trainer(data.reader.width, plan.d_sae, settled, window, data.d_out, group)
+    def make_trainer(window: int) -> BaseTrainer:
+        return family.Trainer(data.reader.width, plan.d_sae, resolved, window, data.d_out, group)
 
-    run = TrainingRun(settled, plan, trainer, checkpoint, _device(group))
-    state.load(run)
-    reasons = tuple(explain(recipe, plan, data.reader.width))
-    return Training(path.name, recipe, settled, plan, folder, run, family.Trainer.sparsity(settled), reasons)
+    run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, _device(group))
+    checkpoint.load(run)
+    return Training(
+        name=path.name,
+        recipe=record.recipe,
+        resolved=resolved,
+        plan=plan,
+        record=record,
+        folder=folder,
+        run=run,
+        sparsity=family.Trainer.sparsity(resolved),
+        reasons=tuple(explain(record.recipe, plan, data.reader.width)),
+    )
 
 
 def _device(group: ProcessGroup) -> str:
-    """The device to train on; several processes exchange what lies in the processors' memory."""
+    """The device to train on; several processes exchange what is in the memory of the CPU."""
     if group.is_single:
         return current_device()
     if requested_device() not in (AUTO, "cpu"):
@@ -116,28 +146,15 @@ def default_name(recipe: TrainRecipe, d_sae: int) -> str:
     return f"{kind}{recipe.arch}-{d_sae}-{sparsity}{bits}{start}"
 
 
-def _pinned(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
-    """A command line that trains the recipe on this set, whichever is the current one then; without a `command` what
-    there are options for."""
+def _resume_command(command: str | None, entry: SetEntry, recipe: TrainRecipe, name: str | None) -> str:
+    """A command line that trains the recipe on this set, whichever set is the current one by then.
+
+    Without a `command` it has what the recipe says, as far as options exist for it.
+    """
     if command:
         return command if " --set" in command else f"{command} --set {shlex.quote(entry.name)}"
-    flags = (
-        "arch",
-        "width",
-        "k",
-        "l1",
-        "target_l0",
-        "epochs",
-        "tokens",
-        "lr",
-        "batch",
-        "shuffle_rows",
-        "encoder_dtype",
-        "seed",
-        "target",
-    )
     default, words = TrainRecipe(), ["train", "--set", entry.name]
-    for key in flags:
-        if getattr(recipe, key) != getattr(default, key):
-            words += ["--" + key.replace("_", "-"), str(getattr(recipe, key))]
+    for option in OPTIONS:
+        if getattr(recipe, option) != getattr(default, option):
+            words += ["--" + option.replace("_", "-"), str(getattr(recipe, option))]
     return program.command(program.join(words + (["--name", name] if name else [])))

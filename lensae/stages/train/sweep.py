@@ -1,4 +1,4 @@
-"""sweep: many SAEs on one pass over the stream, and which of them is worth going on with."""
+"""sweep: many SAEs on one pass over the stream, and which of them is the best to work with."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import csv
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lensae.core.durable import read_json, write_json
+from lensae.core import registry
+from lensae.core.durable import write_json
 from lensae.core.errors import LensaeError
-from lensae.core.paths import SaeEntry, list_saes, safe_name
+from lensae.core.paths import SaeEntry, find_sae, safe_name
 from lensae.core.recipe import TrainRecipe
-from lensae.stages.shared.processes import training_group
-from lensae.stages.train.data import Data, open_data
-from lensae.stages.train.record import facts_of, write_csv
-from lensae.stages.train.run import train_all
+from lensae.core.training_record import SWEEP
+from lensae.stages.index import IndexReport
+from lensae.stages.shared.processes import current, training_group
+from lensae.stages.train.checks import check_recipe
+from lensae.stages.train.data import TrainingData, open_data
+from lensae.stages.train.pareto import Point, choose_winner, mark_front
+from lensae.stages.train.record import find_trained, write_csv
+from lensae.stages.train.run import TrainReport, build_index, train_all
 from lensae.stages.train.setup import default_name
 from lensae.stages.train.watcher import Watcher
 from lensae.store.writer import now
@@ -25,47 +30,15 @@ from lensae.store.writer import now
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
 
-ALIKE = 1.05  # L0s within this factor of one another are compared by explained variance alone
-BEND = 0.02  # of the front's rise: what lies no farther above the line between its ends is no bend
 CE_TOKENS = 2000
-L1_FAMILIES = ("gated", "relu", "tied-l1")
-RULES = {
-    "alike": "the highest explained variance, as all have much the same L0",
-    "straight": "the highest explained variance, as the front has no bend",
-    "bend": "the bend of the front: farthest above the line from its first to its last, over log L0",
-}
 
 
-@dataclass(frozen=True)
-class Point:
-    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance.
-
-    `ce_recovered` is that of lensae.stages.evaluate.losses, None where the model could not be run.
-    """
-
-    name: str
-    arch: str
-    d_sae: int
-    recipe: dict
-    l0: float
-    explained_variance: float
-    mse: float
-    dead_share: float
-    seconds: float
-    ce_recovered: float | None = None
-    front: bool = False
-
-    @property
-    def sparsity(self) -> dict[str, float]:
-        """The weight of the L1 penalty, where that is what decides about sparsity."""
-        given = self.recipe["arch"] in L1_FAMILIES and not self.recipe["target_l0"]
-        return {"l1": self.recipe["l1"]} if given else {}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """What a sweep came to; `failed` says why an SAE could not be trained, `no_losses` why the model was not run."""
+    """The result of a sweep; `reused` counts SAEs that were trained before, `failed` says why an SAE could not be
+    trained, `no_losses` why the model was not run; `index` is that of the winner, None where none was built."""
 
+    completed_at: str
     set_name: str
     folder: Path
     points: tuple[Point, ...]
@@ -74,11 +47,12 @@ class SweepReport:
     reused: int
     failed: dict[str, str]
     no_losses: str = ""
+    index: IndexReport | None = None
 
     def summary(self) -> dict:
         """The report as plain values."""
         return {
-            "completed_at": now(),
+            "completed_at": self.completed_at,
             "set": self.set_name,
             "folder": str(self.folder),
             "saes": [asdict(point) for point in self.points],
@@ -96,117 +70,122 @@ def sweep(
     watcher: Watcher | None = None,
     command: str | None = None,
     shard_features: bool = False,
+    index: bool = True,
 ) -> SweepReport | None:
-    """Train every recipe on one pass over the stream and compare what they came to.
+    """Train every recipe on one pass over the stream, compare the SAEs and index the winner, the current SAE then.
 
     The recipes share what decides the rows: seed, batch, epochs. An SAE that the same recipe has made from the same
-    rows is taken as it is, and an unfinished one gone on with. Writes sweep.json and metrics.csv to
-    `<set>/sweeps/<name>`; `name` is also put before the names of the SAEs. Under torchrun the processes share the
-    work as in `train`, and the report is the first one's.
+    rows is reused, and an unfinished one resumed. Writes sweep.json and metrics.csv to `<set>/sweeps/<name>`; `name` is
+    also put before the names of the SAEs. Without `index` no feature index is built. Under torchrun the processes
+    share the work as in `train`, and the first one has the report.
     """
     data = open_data(recipes[0], set_name)
+    for recipe in recipes:
+        check_recipe(data, recipe, current().world_size if shard_features else 1)
     with training_group(shard_features) as group:
-        return _swept(data, recipes, name, watcher, command, group)
+        report = _train_and_compare(data, recipes, name, watcher, command, group)
+    if report is None or report.winner is None or not index:
+        return report
+    winner = find_sae(data.entry, report.winner.name)
+    return replace(report, index=build_index(data, winner, watcher))
 
 
-def _swept(data: Data, recipes: list[TrainRecipe], name, watcher, command, group: ProcessGroup) -> SweepReport | None:
+def _train_and_compare(
+    data: TrainingData,
+    recipes: list[TrainRecipe],
+    name: str | None,
+    watcher: Watcher | None,
+    command: str | None,
+    group: ProcessGroup,
+) -> SweepReport | None:
     distinct = group.collectively(lambda: _distinct(data, recipes))
-    there = group.collectively(lambda: {own: _trained(data, recipe) for own, recipe in distinct.items()})
-    missing = [(recipe, f"{name}-{own}" if name else None) for own, recipe in distinct.items() if not there[own]]
-    reports = train_all(data, missing, watcher, command, group) if missing else []
+    existing = group.collectively(lambda: {key: find_trained(data, recipe) for key, recipe in distinct.items()})
+    missing = [key for key in distinct if not existing[key]]
+    wanted = [(distinct[key], f"{name}-{key}" if name else None) for key in missing]
+    reports = train_all(data, wanted, watcher, command, group) if missing else []
     if not group.is_first:
         return None
-    made = dict(zip([own for own in distinct if not there[own]], reports, strict=True))
-    saes = [there[own] or made[own].sae for own in distinct if not isinstance(made.get(own), LensaeError)]
-    failed = {own: str(error) for own, error in made.items() if isinstance(error, LensaeError)}
+    trained = dict(zip(missing, reports, strict=True))
+    saes = [sae for key in distinct if (sae := existing[key] or _sae_of(trained[key]))]
+    failed = {key: str(report) for key, report in trained.items() if isinstance(report, LensaeError)}
     recovered, no_losses = _recovered(data, saes)
-    points = marked([_point(sae, recovered.get(sae.name)) for sae in saes])
-    best, rule = winner(points)
-    digest = hashlib.sha256(json.dumps([asdict(r) for r in distinct.values()]).encode()).hexdigest()[:8]
-    folder = data.entry.path / "sweeps" / safe_name(name or digest)
-    reused = sum(sae is not None for sae in there.values())
-    report = SweepReport(data.entry.name, folder, tuple(points), best, rule, reused, failed, no_losses)
+    points = mark_front([_point(sae, recovered.get(sae.name)) for sae in saes])
+    winner, rule = choose_winner(points)
+    report = SweepReport(
+        completed_at=now(),
+        set_name=data.entry.name,
+        folder=data.entry.path / "sweeps" / safe_name(name or _digest(list(distinct.values()))),
+        points=tuple(points),
+        winner=winner,
+        rule=rule,
+        reused=len(distinct) - len(missing),
+        failed=failed,
+        no_losses=no_losses,
+    )
     _write(report, saes)
     return report
 
 
-def _distinct(data: Data, recipes: list[TrainRecipe]) -> dict[str, TrainRecipe]:
+def _sae_of(report: TrainReport | LensaeError | None) -> SaeEntry | None:
+    return report.sae if isinstance(report, TrainReport) else None
+
+
+def _digest(recipes: list[TrainRecipe]) -> str:
+    """A short name for what these recipes train."""
+    return hashlib.sha256(json.dumps([asdict(recipe) for recipe in recipes]).encode()).hexdigest()[:8]
+
+
+def _distinct(data: TrainingData, recipes: list[TrainRecipe]) -> dict[str, TrainRecipe]:
     """By default name: recipes that differ only in what their family does not use are one SAE."""
     from lensae.sae.train.schedule import complete, make_plan
 
-    found: dict[str, TrainRecipe] = {}
+    distinct: dict[str, TrainRecipe] = {}
     rows, width = data.split.training.rows, data.reader.width
     for recipe in recipes:
         plan = make_plan(recipe, rows, width)
-        found.setdefault(default_name(complete(recipe, rows, width), plan.d_sae), recipe)
-    return found
+        distinct.setdefault(default_name(complete(recipe, rows, width), plan.d_sae), recipe)
+    return distinct
 
 
-def _trained(data: Data, recipe: TrainRecipe) -> SaeEntry | None:
-    """An SAE that the recipe has made from these rows."""
-    facts = json.loads(json.dumps(facts_of(data, recipe)))
-    for sae in list_saes(data.entry):
-        if sae.completed_at and all(sae.training.get(key) == facts.get(key) for key in ("recipe", "set", "target")):
-            return sae
-    return None
-
-
-def _recovered(data: Data, saes: list[SaeEntry]) -> tuple[dict[str, float], str]:
-    """The share of the model's loss that is kept with each SAE in place of the stream, on the same held-out documents;
-    or why it is not known."""
+def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, float], str]:
+    """CE loss recovered with each SAE in the stream, on the same held-out documents; or why it is not known."""
     from lensae.sae.formats.saelens import load
     from lensae.stages.evaluate import losses
     from lensae.stages.shared.models import load_model_of
     from lensae.stages.shared.progress import Silent
 
     if data.target:
-        return {}, "a transcoder gives back another stream than it reads"
+        return {}, "a transcoder predicts another stream than it reads"
     heldout = data.split.heldout
     chosen = heldout.spread(math.ceil(heldout.documents * CE_TOKENS / heldout.rows))
     try:
         model = load_model_of(data.entry, [data.entry.manifest.hook])
     except LensaeError as error:
         return {}, str(error)
-    placed = {sae.name: load(sae.path).to(model.device) for sae in saes}
-    runs = {name: (lambda x, sae=sae: sae.decode(sae.encode(x))) for name, sae in placed.items()}
-    found = losses.measure(model, data.reader, chosen, runs, Silent())
-    return {name: float(losses.ce_recovered(found.of(name).sum(0))) for name in runs}, ""
+    loaded = {sae.name: load(sae.path).to(model.device) for sae in saes}
+    reconstructions = {name: (lambda x, sae=sae: sae.decode(sae.encode(x))) for name, sae in loaded.items()}
+    measured = losses.measure(model, data.reader, chosen, reconstructions, Silent())
+    return {name: float(losses.ce_recovered(measured.of(name).sum(0))) for name in reconstructions}, ""
 
 
 def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
-    training = sae.training if "heldout" in sae.training else read_json(sae.path / "training.json")
-    held, recipe = training["heldout"], training["recipe"]
-    figures = [held[name] for name in ("l0", "explained_variance", "mse", "dead_share")]
+    record = sae.training
+    assert record is not None, "SAEs of a sweep are trained here"
+    recipe, heldout = record.recipe, record.heldout
+    weight = registry.load("sae.architectures", recipe.arch).Trainer.penalised_by
     return Point(
-        sae.name, recipe["arch"], training["plan"]["d_sae"], recipe, *figures, training["seconds"], ce_recovered
+        name=sae.name,
+        arch=recipe.arch,
+        d_sae=record.plan["d_sae"],
+        recipe=recipe,
+        l0=heldout["l0"],
+        explained_variance=heldout["explained_variance"],
+        mse=heldout["mse"],
+        dead_share=heldout["dead_share"],
+        seconds=record.seconds or 0.0,
+        penalty=getattr(recipe, weight) if weight and not recipe.target_l0 else None,
+        ce_recovered=ce_recovered,
     )
-
-
-def marked(points: list[Point]) -> list[Point]:
-    """The points by rising L0, with those marked that no other beats in both (the Pareto front)."""
-    found, best = [], -math.inf
-    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance)):
-        front = point.explained_variance > best
-        best = max(best, point.explained_variance)
-        found.append(Point(**{**vars(point), "front": front}))
-    return found
-
-
-def winner(points: list[Point]) -> tuple[Point | None, str]:
-    """The point to go on with, and by which rule it was chosen."""
-    front = [point for point in points if point.front]
-    if not front:
-        return None, ""
-    highest = front[-1]
-    if max(p.l0 for p in points) <= ALIKE * min(p.l0 for p in points):
-        return highest, RULES["alike"]
-    x = [math.log(max(point.l0, 1e-9)) for point in front]
-    slope = (highest.explained_variance - front[0].explained_variance) / ((x[-1] - x[0]) or 1.0)
-    lines = [front[0].explained_variance + slope * (at - x[0]) for at in x]
-    above = [point.explained_variance - line for point, line in zip(front, lines, strict=True)]
-    if max(above) <= BEND * (highest.explained_variance - front[0].explained_variance):
-        return highest, RULES["straight"]
-    return front[above.index(max(above))], RULES["bend"]
 
 
 def _write(report: SweepReport, saes: list[SaeEntry]) -> None:
@@ -216,4 +195,4 @@ def _write(report: SweepReport, saes: list[SaeEntry]) -> None:
         for row in csv.DictReader((sae.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
     ]
     write_csv(report.folder / "metrics.csv", rows)
-    write_json(report.folder / "sweep.json", report.summary())
+    write_json(report.folder / SWEEP, report.summary())

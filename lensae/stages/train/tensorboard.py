@@ -1,4 +1,4 @@
-"""TensorBoard event files beside metrics.csv, where the tensorboard package is there; nothing otherwise."""
+"""TensorBoard event files beside metrics.csv, where the tensorboard package is installed; nothing otherwise."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lensae.sae.train.run import Measurement
+
 
 NOT_DRAWN = ("epoch", "step", "tokens", "losses", "best")
 
 
 def available() -> bool:
-    """Whether event files can be written."""
+    """Whether the tensorboard package is installed."""
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def values_of(line) -> dict[str, float]:
-    """What is drawn of a line of metrics.csv, by name; the parts of the loss as "loss/..."."""
+def values_of(line: Measurement) -> dict[str, float]:
+    """The curves of a line of metrics.csv, by name; the parts of the loss are "loss/..."."""
     values = {name: value for name, value in asdict(line).items() if name not in NOT_DRAWN}
     return values | {f"loss/{name}": value for name, value in line.losses.items()}
 
 
 class EventFile:
-    """The measurements of one training by tokens, written anew from its history and then line by line."""
+    """The measurements of one training by tokens: its history is written again, then line by line."""
 
-    def __init__(self, folder: Path, history: list):
+    def __init__(self, folder: Path, history: list[Measurement]) -> None:
         self.writer = None
         if available():
             from torch.utils.tensorboard import SummaryWriter
@@ -34,13 +39,13 @@ class EventFile:
             for line in history:
                 self.add(line)
 
-    def add(self, line) -> None:
+    def add(self, line: Measurement) -> None:
         """One more measurement."""
         if self.writer is not None:
             for name, value in values_of(line).items():
                 self.writer.add_scalar(name, value, line.tokens)
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write what is buffered."""
         if self.writer is not None:
             self.writer.close()

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from lensae.core.errors import DamagedError
 from lensae.core.program import command
@@ -37,7 +38,7 @@ class Column:
         """Bytes of all its values."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
-    def write_to(self, file: BinaryIO) -> None:
+    def write_to(self, file: IO[bytes]) -> None:
         """Write its values in C order, little-endian; raises DamagedError when their number is not the shape's."""
         missing = self.nbytes
         for block in self.blocks():
@@ -93,7 +94,9 @@ class Table:
             columns |= self._text(name)
         return columns
 
-    def _column(self, shape, dtype, blocks_of: Callable[[Shard], Iterable[np.ndarray]]) -> Column:
+    def _column(
+        self, shape: tuple[int, ...], dtype: DTypeLike, blocks_of: Callable[[Shard], Iterable[np.ndarray]]
+    ) -> Column:
         return Column(np.dtype(dtype), shape, lambda: (block for shard in self.shards() for block in blocks_of(shard)))
 
     def _activations(self, advance: Callable[[int], None]) -> Callable[[Shard], Iterator[np.ndarray]]:

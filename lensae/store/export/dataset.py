@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from lensae.core.durable import Folder, write_json
 from lensae.store.export._table import Table
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 OPEN = """\
 from datasets import load_from_disk; data = load_from_disk({path!r}); documents = data["documents"]
@@ -39,7 +43,7 @@ def _refuse(target: Path) -> None:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
-def _row_features(table: Table):
+def _row_features(table: Table) -> Features:
     from datasets import Features, List, Value
 
     activation = List(Value(table.dtype.name), length=table.width)
@@ -47,7 +51,7 @@ def _row_features(table: Table):
     return Features({"activation": activation, "token": Value("string"), **columns, "document": Value("int64")})
 
 
-def _document_features():
+def _document_features() -> Features:
     from datasets import Features, List, Value
 
     texts = {name: Value("string") for name in TEXT_COLUMNS}
@@ -55,7 +59,7 @@ def _document_features():
     return Features({**texts, **numbers, "input_ids": List(Value("int32"))})
 
 
-def _write_dataset(folder: Path, table: Table, features, batches: Callable[[Shard], Iterator[dict]]) -> None:
+def _write_dataset(folder: Path, table: Table, features: Features, batches: Callable[[Shard], Iterator[dict]]) -> None:
     """One dataset, from the batches of columns that `batches` gives for each shard."""
     from datasets import DatasetInfo
     from pyarrow import OSFile, RecordBatch, ipc

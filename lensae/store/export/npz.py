@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def write(table: Table, target: Path, advance: Callable[[int], None]) -> None:
             np.lib.format.write_array(file, np.array(table.about), allow_pickle=False)
 
 
-def _member(archive: zipfile.ZipFile, name: str):
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # The date that ZipInfo has by itself makes equal sets equal files; 64-bit sizes are needed from 2 GiB on.
     return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
 
