@@ -58,7 +58,7 @@ def show(console: Console, report: SweepReport) -> None:
 
 def plots(report: SweepReport) -> list[Path]:
     """Draw a sweep into its folder: pareto.png, and l1.png where weights of a sparsity penalty were compared."""
-    figures = [_pareto(report)]
+    figures = [_pareto(report, report.winner)] if report.winner else []
     penalised = [point for point in report.points if point.penalty is not None]
     if len({point.penalty for point in penalised}) > 1:
         figures.append(_penalty_plot(report, penalised))
