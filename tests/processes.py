@@ -9,7 +9,7 @@ uses `subprocess` instead. Every process has a time limit, and none outlives the
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.context
 import os
 import shutil
 import signal
@@ -18,13 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 120.0
 STARTED: list[Command] = []
-_SERVER = multiprocessing.get_context("forkserver")
 
 
 class Command:
@@ -33,8 +33,9 @@ class Command:
     def __init__(self, function: Callable, *arguments: object, environment: dict[str, object] | None = None):
         self.folder = Path(tempfile.mkdtemp(prefix="lensae-tests-"))
         values = {**os.environ, **{name: str(value) for name, value in (environment or {}).items()}}
-        _start_server()
-        self.process = _SERVER.Process(target=_run, args=(function, arguments, values, self.folder))
+        if not hasattr(os, "fork"):
+            pytest.skip("processes cannot be forked on this system")
+        self.process = _server().Process(target=_run, args=(function, arguments, values, self.folder))
         self.process.start()
         STARTED.append(self)
 
@@ -154,17 +155,24 @@ def main(*arguments: str) -> None:
 _main = main
 
 
-def _start_server() -> None:
-    """With the paths that its imports need, and one thread, as what has several cannot be forked safely."""
+def _server() -> multiprocessing.context.BaseContext:
+    """The server, which is started at its first use with the paths that its imports need.
+
+    It has one thread, as a process with several cannot be forked safely.
+    """
+    context = multiprocessing.get_context("forkserver")
     settings = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    from multiprocessing import forkserver  # not on Windows
+
     try:
-        _SERVER.set_forkserver_preload(["preload"])
+        context.set_forkserver_preload(["preload"])
         forkserver.ensure_running()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return context
 
 
 def _run(function: Callable, arguments: tuple, environment: dict[str, str], folder: Path) -> None:

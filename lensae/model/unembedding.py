@@ -92,10 +92,11 @@ class VocabularySums:
     difference_SN: torch.Tensor
 
     @classmethod
-    def empty(cls, variants: int, tokens: int, device) -> VocabularySums:
+    def empty(cls, variants: int, tokens: int, device: torch.device) -> VocabularySums:
         """Before the first block."""
-        log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=torch.float64, device=device)
-        return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=torch.float64, device=device))
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=dtype, device=device)
+        return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=dtype, device=device))
 
     @property
     def kl_SN(self) -> torch.Tensor:

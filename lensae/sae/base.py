@@ -14,11 +14,11 @@ from lensae.sae import functional
 from lensae.sae.kernels import Active, encode_above, encode_topk
 
 
-def _linear(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _linear(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     return x @ tensors["W_enc"] + tensors["b_enc"]
 
 
-def _gated(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _gated(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     opens = x @ tensors["W_enc"] + tensors["b_gate"] > 0
     return (x @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]).relu() * opens
 

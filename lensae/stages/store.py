@@ -16,7 +16,6 @@ from lensae.core.locks import LOCK_FILE, FolderLock
 from lensae.core.paths import SetEntry, find_set, list_saes, list_sets, read_set, safe_name_pair, store_root
 from lensae.core.records import Fault
 from lensae.core.training_record import read_training
-from lensae.index.verify import verify_index
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.stages.train.folder import unfinished
 
@@ -87,9 +86,7 @@ def verify(name: str | None = None, progress: Progress | None = None) -> VerifyR
         faults += _verify_sae(path)
         progress.advance(1)
     for path in indexes:
-        faults += [
-            replace(fault, file=f"saes/{path.name}/index/{fault.file}") for fault in verify_index(path / "index")
-        ]
+        faults += _verify_index(path)
         progress.advance(1)
     counts = {"shards": len(entry.manifest.shards), "saes": len(saes), "indexes": len(indexes)}
     return VerifyReport(set_name=entry.name, faults=tuple(faults), **counts)
@@ -110,6 +107,13 @@ def _verify_sae(folder: Path) -> list[Fault]:
     from lensae.sae.formats._layout import verify_sae
 
     return [replace(fault, file=f"saes/{folder.name}/{fault.file}") for fault in verify_sae(folder)]
+
+
+def _verify_index(sae_folder: Path) -> list[Fault]:
+    from lensae.index.verify import verify_index
+
+    prefix = f"saes/{sae_folder.name}/index"
+    return [Fault(f"{prefix}/{fault.file}", "file", fault.what) for fault in verify_index(sae_folder / "index")]
 
 
 def any_set(name: str | None) -> SetEntry:

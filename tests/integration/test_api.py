@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import lensae as library
+from lensae._api.calls import NOT_IN_RECIPE
 from lensae.core.recipe import TrainRecipe
 from lensae.stages.collect.options import CollectOptions
 from lensae.stages.steer.options import SteerOptions
@@ -77,8 +78,7 @@ def test_options_are_those_of_the_stage(name, record):
 
 
 def test_options_of_train_are_in_the_recipe():
-    own = {"store", "set_name", "name", "recipe", "index", "device", "progress"}
-    given = set(inspect.signature(library.train).parameters) - own
+    given = set(inspect.signature(library.train).parameters) - set(NOT_IN_RECIPE)
     assert given <= {field.name for field in fields(TrainRecipe)}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -80,7 +82,7 @@ def evenly_batched() -> dict[str, TrainRecipe]:
 def alone(toy) -> Path:
     """All of them, by a single process."""
     for name, recipe in all_recipes().items():
-        train(recipe, f"toy/{HOOK}", f"alone-{name}")
+        train(recipe, f"toy/{HOOK}", f"alone-{name}", index=False)
     return toy
 
 
@@ -129,6 +131,21 @@ def test_each_learns_from_its_rows(name, rows_divided):
 @pytest.mark.parametrize("name", evenly_batched())
 def test_each_holds_its_features(name, features_divided):
     assert_like(features_divided / "saes" / f"features-{name}", features_divided / "saes" / f"alone-{name}")
+
+
+def test_torchrun_starts_main_py(alone):
+    """torchrun itself, and interpreters that it starts: an SAE as a single process makes it."""
+    settings = ("--width", SHORT.width, "--k", SHORT.k, "--batch", SHORT.batch, "--epochs", SHORT.epochs)
+    words = ("--standalone", "--nproc-per-node", 2, "main.py", "train", "--set", f"toy/{HOOK}", "--name", "torchrun")
+    command = [sys.executable, "-m", "torch.distributed.run", *words, *settings, "--lr", SHORT.lr]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with processes.killed_at_the_end(
+        subprocess.Popen([*map(str, command)], cwd=processes.ROOT, env=environment, **pipes)
+    ) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.count("explained variance") == 1, err
+    assert_like(alone / "saes/torchrun", alone / "saes/alone-topk")
 
 
 def test_what_is_compared_is_worth_it(alone):

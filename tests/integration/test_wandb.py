@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import HOOK, documents, write_set
+from helpers import HOOK, documents, shell, write_set
 from training_helpers import Stops
 
 from lensae.core.recipe import TrainRecipe
@@ -89,6 +89,16 @@ def test_the_lines_of_metrics_csv_are_logged(lensae, toy, wandb):
     assert options["config"]["set"] == f"toy/{HOOK}" and Path(options["dir"]) == Path(found["path"])
     assert run.ended == 0
     assert json.loads((Path(found["path"]) / "wandb.json").read_text())["id"] == options["id"]
+
+
+def test_the_real_package_keeps_the_lines_offline(toy, store):
+    """In an interpreter of its own: what is logged is in the file that `wandb sync` would send."""
+    done = shell(*OPTIONS, "--wandb", "--json", WANDB_MODE="offline", WANDB_SILENT="true", LENSAE_STORE=store)
+    assert done.returncode == 0, done.stderr
+    folder = Path(json.loads(done.stdout)["path"])
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    data = file.read_bytes()
+    assert data.count(b"loss/mse") >= len(metrics(folder)) >= 4 and b"topk-32-k4" in data
 
 
 def test_without_the_option_nothing_is(lensae, toy, wandb):

@@ -86,7 +86,7 @@ def test_300_shards_write_the_manifest_twice(folder, written_files):
 @pytest.mark.parametrize("moment", ["shard", "line", "after"])
 def test_a_kill_between_a_shard_and_its_journal_line(folder, store, moment):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment], env=environment)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), moment], env=environment, timeout=60)
     assert done.returncode == -signal.SIGKILL
     unfinished = read_manifest(folder)
     assert len(unfinished.shards) == (4 if moment == "after" else 3) and not unfinished.passes[0].completed_at

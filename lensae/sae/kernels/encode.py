@@ -151,7 +151,8 @@ def encode_above(
 def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype | None) -> Active:
     if dtype is None:
         return _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, floor))
-    low = floor - SLACK * (1 + abs(floor))
+    size = floor.abs() if isinstance(floor, torch.Tensor) else abs(floor)
+    low = floor - SLACK * (1 + size)
     found = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
     floor_N = floor[found.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
     return select.kept(found, found.value > floor_N)
@@ -194,5 +195,5 @@ def _first_guess(rows_BD, W_FD, b_F, k: int, group: ProcessGroup) -> float:
     middle = torch.zeros((), dtype=torch.float64)
     if group.is_first:
         pre_BF = next(_blocks(rows_BD, W_FD, b_F))
-        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().double()
+        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().cpu().double()
     return max(0.0, 0.7 * float(group.sum_over_processes(middle)))
