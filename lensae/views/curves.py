@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae.views.figures import activations, density, save
+
+if TYPE_CHECKING:
+    from lensae.stages.train.run import TrainReport
+
 
 PANELS = (
     ("loss", "loss in training"),
@@ -14,7 +19,7 @@ PANELS = (
 )
 
 
-def of_training(report) -> list[Path]:
+def of_training(report: TrainReport) -> list[Path]:
     """Draw the figures beside a trained SAE: its course, how often its features fire and how strongly."""
     folder, fit = report.sae.path / "figures", report.fit
     return [
@@ -24,7 +29,7 @@ def of_training(report) -> list[Path]:
     ]
 
 
-def course(report) -> Path:
+def course(report: TrainReport) -> Path:
     """Loss, explained variance, L0 and dead features over tokens, `figures/training.png` beside the SAE."""
     import matplotlib
 

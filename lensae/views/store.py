@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +14,10 @@ def set_list(console: Console, rows: list[dict]) -> None:
     """A line for each set, and below it one for each SAE."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished"):
-        side: Literal["left", "right"] = "right" if column in ("rows", "documents", "width", "MiB") else "left"
-        table.add_column(column, justify=side, no_wrap=column != "set", overflow="fold")
+        side = "right" if column in ("rows", "documents", "width", "MiB") else "left"
+        table.add_column(
+            column, justify="right" if side == "right" else "left", no_wrap=column != "set", overflow="fold"
+        )
     for row in rows:
         table.add_row(
             row["name"],

@@ -43,7 +43,7 @@ def write(
         )
         for name, tensor in tensors.items()
     }
-    assert path is not None, "the first process has the path"
+    assert path is not None, "the first process needs the path"
     with new_file(path) as partial, open(partial, "wb") as file:
         file.write(header_bytes(infos, metadata))
         for name, tensor in tensors.items():
@@ -52,6 +52,10 @@ def write(
                 file.write(_bytes(tensor))
             else:
                 _write_slices(file, tensor, dim, lengths_by_rank[name], group)
+
+
+def _length(tensor: torch.Tensor, dim: int | None) -> int:
+    return 0 if dim is None else tensor.shape[dim]
 
 
 def _write_slices(
@@ -70,10 +74,6 @@ def _write_slices(
             file.write(data[row * size : (row + 1) * size])
         written += size
     file.seek(start + rows * row_bytes)
-
-
-def _length(tensor: torch.Tensor, dim: int | None) -> int:
-    return 0 if dim is None else tensor.shape[dim]
 
 
 def _resized(shape: torch.Size, dim: int | None, length: int) -> torch.Size:

@@ -72,7 +72,8 @@ class TrainingData:
         step = max(1, sides[0][1].rows // rows)
         arrays = [_every(reader.document_rows(side), step) for reader, side in sides]
         starts = range(0, len(arrays[0]), batch)
-        return [tuple(a[i : i + batch] for a in arrays) if self.target else arrays[0][i : i + batch] for i in starts]
+        batches = [[rows[i : i + batch] for rows in arrays] for i in starts]
+        return [(one[0], one[1]) if len(one) > 1 else one[0] for one in batches]
 
     def _heldout_sides(self, rows: int | None) -> list[tuple[SetReader, Selection]]:
         """Each set with its held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
@@ -23,6 +24,10 @@ from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
+    from lensae.sae.kernels import Backend
+    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.train.run import Measurement, TrainingRun
+    from lensae.sae.train.schedule import Plan
 
 SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
 
@@ -34,8 +39,8 @@ class TrainReport:
     set_name: str
     sae: SaeEntry
     recipe: TrainRecipe
-    plan: object
-    fit: object
+    plan: Plan
+    fit: TrainingResult
     index: feature_index.IndexReport | None = None
 
 
@@ -65,6 +70,7 @@ def train(
     [report] = reports
     if isinstance(report, LensaeError):
         raise report
+    assert report is not None, "the first process has the report"
     return replace(report, index=build_index(data, report.sae, watcher)) if index else report
 
 
@@ -131,7 +137,7 @@ def _random_state_kept() -> Iterator[None]:
         yield
 
 
-def _backend(trainings: list[Training], width: int):
+def _backend(trainings: list[Training], width: int) -> Backend:
     """The kernels that are fastest for the widest of the SAEs."""
     from lensae.sae.kernels import choose_backend
 
@@ -152,6 +158,12 @@ def _check_batch(trainings: list[Training]) -> None:
         raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
 
 
+def _path(training: Training) -> Path:
+    """The folder of a training of the first process."""
+    assert training.folder is not None
+    return training.folder.path
+
+
 class _LoopCallbacks:
     """The callbacks of the training loop (lensae.sae.train.loop.Callbacks): call the watcher, write the metrics."""
 
@@ -161,20 +173,20 @@ class _LoopCallbacks:
 
     def __enter__(self) -> _LoopCallbacks:
         self.event_files = {
-            key: EventFile(training.folder.path / "tensorboard", training.run.state.history)
+            key: EventFile(_path(training) / "tensorboard", training.run.state.history)
             for key, training in self.trainings.items()
         }
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         for event_file in self.event_files.values():
             event_file.close()
 
-    def measured(self, run, line) -> None:
+    def measured(self, run: TrainingRun, line: Measurement) -> None:
         if id(run) not in self.trainings:
             return
         training = self.trainings[id(run)]
-        write_metrics(training.folder.path / "metrics.csv", run.state.history)
+        write_metrics(_path(training) / "metrics.csv", run.state.history)
         self.event_files[id(run)].add(line)
         self.watcher.measured(training, line)
 

@@ -21,14 +21,17 @@ from lensae.stages.train.folder import TrainingFolder, checkpoint_of, open_folde
 from lensae.stages.train.record import new_record
 
 if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
     from lensae.sae.distributed.process_group import ProcessGroup
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import Plan
 
 
 # The fields of a recipe that have an option of the same name on the command line.
-OPTIONS = ("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows", "encoder_dtype")
-OPTIONS += ("seed", "target")
+OPTIONS = (
+    *("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows"),
+    *("encoder_dtype", "seed", "target"),
+)
 
 
 @dataclass(kw_only=True)
@@ -107,7 +110,7 @@ def _restored(
     resolved, plan = checkpoint.begun(checkpoint_path) or (resolved, plan)
     family = registry.load("sae.architectures", record.recipe.arch)
 
-    def make_trainer(window: int):
+    def make_trainer(window: int) -> BaseTrainer:
         return family.Trainer(data.reader.width, plan.d_sae, resolved, window, data.d_out, group)
 
     run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, _device(group))
