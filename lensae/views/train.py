@@ -190,5 +190,4 @@ def as_json(report: TrainReport) -> None:
     """Print training.json, with the SAE's name and path, its figures and its index."""
     figures, index = of_training(report), asdict(report.index) if report.index else None
     about = {"sae": report.sae.name, "path": report.sae.path, "figures": figures, "index": index}
-    assert report.sae.training is not None
-    print_json({**about, **report.sae.training.to_json()})
+    print_json({**about, **report.sae.record.to_json()})

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.core.paths import SaeEntry
@@ -25,7 +24,7 @@ from lensae.stages.train.watcher import Watcher
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
     from lensae.sae.kernels import Backend
-    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.train.loop import Callbacks, TrainingResult
     from lensae.sae.train.run import Measurement, TrainingRun
     from lensae.sae.train.schedule import Plan
 
@@ -70,8 +69,9 @@ def train(
     [report] = reports
     if isinstance(report, LensaeError):
         raise report
-    assert report is not None, "the first process has the report"
-    return replace(report, index=build_index(data, report.sae, watcher)) if index else report
+    if report is None or not index:
+        return report
+    return replace(report, index=build_index(data, report.sae, watcher))
 
 
 def build_index(data: TrainingData, sae: SaeEntry, watcher: Watcher | None) -> feature_index.IndexReport:
@@ -115,12 +115,13 @@ def train_all(
         stack.enter_context(use_backend(_backend(trainings, data.reader.width)))
         validation_rows = max(training.plan.validation_rows for training in trainings)
         sample = group.collectively(lambda: data.heldout_sample(first.plan.batch, validation_rows))
+        callbacks = stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop))
         try:
             fit_all(
                 [training.run for training in trainings],
                 data.stream(first.recipe, first.plan.batch, group),
                 lambda: sample,
-                stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop)),
+                cast("Callbacks", callbacks),
                 first.recipe.checkpoint_minutes,
             )
             return [_finish(data, training, stop, group) for training in trainings]
@@ -158,12 +159,6 @@ def _check_batch(trainings: list[Training]) -> None:
         raise UserError("unfinished trainings of these settings have another batch", "finish them one by one")
 
 
-def _path(training: Training) -> Path:
-    """The folder of a training of the first process."""
-    assert training.folder is not None
-    return training.folder.path
-
-
 class _LoopCallbacks:
     """The callbacks of the training loop (lensae.sae.train.loop.Callbacks): call the watcher, write the metrics."""
 
@@ -173,7 +168,7 @@ class _LoopCallbacks:
 
     def __enter__(self) -> _LoopCallbacks:
         self.event_files = {
-            key: EventFile(_path(training) / "tensorboard", training.run.state.history)
+            key: EventFile(training.path / "tensorboard", training.run.state.history)
             for key, training in self.trainings.items()
         }
         return self
@@ -186,7 +181,7 @@ class _LoopCallbacks:
         if id(run) not in self.trainings:
             return
         training = self.trainings[id(run)]
-        write_metrics(_path(training) / "metrics.csv", run.state.history)
+        write_metrics(training.path / "metrics.csv", run.state.history)
         self.event_files[id(run)].add(line)
         self.watcher.measured(training, line)
 

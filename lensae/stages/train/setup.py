@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 
 # The fields of a recipe that have an option of the same name on the command line.
 OPTIONS = (
-    *("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows"),
-    *("encoder_dtype", "seed", "target"),
+    *("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows", "encoder_dtype"),
+    *("seed", "target"),
 )
 
 
 @dataclass(kw_only=True)
 class Training:
     """One SAE that is being trained: `recipe` as it was given, `resolved` with its blanks filled in, `reasons` for
-    these choices, `sparsity` what decides how many features fire; `folder` is None but in the first process."""
+    these choices, `sparsity` what decides how many features fire. Its files are in `path`; `folder`, by which they are
+    changed, is None in all processes but the first."""
 
-    name: str
+    path: Path
     recipe: TrainRecipe
     resolved: TrainRecipe
     plan: Plan
@@ -48,6 +49,11 @@ class Training:
     run: TrainingRun = field(repr=False)
     sparsity: str = ""
     reasons: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the SAE."""
+        return self.path.name
 
 
 @contextmanager
@@ -116,7 +122,7 @@ def _restored(
     run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, _device(group))
     checkpoint.load(run)
     return Training(
-        name=path.name,
+        path=path,
         recipe=record.recipe,
         resolved=resolved,
         plan=plan,

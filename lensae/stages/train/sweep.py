@@ -169,8 +169,7 @@ def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, floa
 
 
 def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
-    record = sae.training
-    assert record is not None, "SAEs of a sweep are trained here"
+    record = sae.record
     recipe, heldout = record.recipe, record.heldout
     weight = registry.load("sae.architectures", recipe.arch).Trainer.penalised_by
     return Point(

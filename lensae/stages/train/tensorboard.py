@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lensae.sae.train.run import Measurement
 
-
 NOT_DRAWN = ("epoch", "step", "tokens", "losses", "best")
 
 
@@ -29,7 +28,7 @@ def values_of(line: Measurement) -> dict[str, float]:
 class EventFile:
     """The measurements of one training by tokens: its history is written again, then line by line."""
 
-    def __init__(self, folder: Path, history: list[Measurement]) -> None:
+    def __init__(self, folder: Path, history: list[Measurement]):
         self.writer = None
         if available():
             from torch.utils.tensorboard import SummaryWriter
