@@ -18,11 +18,9 @@ from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.locks import FolderLock
 from lensae.core.paths import SaeEntry, SetEntry, find_pair
-from lensae.index.build import build_index
 from lensae.index.manifest import out_of_date
 from lensae.index.query import Index
 from lensae.index.tables import ShardColumns
-from lensae.index.verify import verify_index
 from lensae.sae.formats._layout import WEIGHTS, weights_digest
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.reader import SetReader
@@ -147,6 +145,7 @@ def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress,
 
 
 def _build(reader: SetReader, sae_entry: SaeEntry, progress: Progress) -> int:
+    from lensae.index.build import build_index
     from lensae.model.precision import fast_matmul
     from lensae.sae.formats.saelens import load
 
@@ -160,6 +159,8 @@ def _build(reader: SetReader, sae_entry: SaeEntry, progress: Progress) -> int:
 
 def _remove_damaged(folder: Path, progress: Progress) -> bool:
     """Remove the files of the index that are not what was written, so that they are built again; whether any was."""
+    from lensae.index.verify import verify_index
+
     faults = verify_index(folder)
     for fault in faults:
         progress.say(f"{folder / fault.file}: {fault.what}")
