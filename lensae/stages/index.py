@@ -137,10 +137,8 @@ def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress,
     folder = sae_entry.index_path
     with _lock(folder, progress):
         damaged = verify and _remove_damaged(folder, progress)
-        reason = why_out_of_date(reader, sae_entry) or ("is damaged" if damaged else "")
-        if not reason:
+        if not damaged and not why_out_of_date(reader, sae_entry):
             return 0
-        progress.say(f"the feature index of {sae_entry.name} {reason}: building it")
         return _build(reader, sae_entry, progress)
 
 

@@ -327,7 +327,8 @@ class TestBuilding:
         lock.acquire()
         progress.on_say = lambda line: lock.release() if "waiting" in line else None
         lookup.open_lookup(progress=progress)
-        assert "another process is building" in progress.lines[0] and (index / "index.json").is_file()
+        assert "is missing" in progress.lines[0] and "another process is building" in progress.lines[1]
+        assert len(progress.lines) == 2 and (index / "index.json").is_file()
 
     def test_dense_features_are_encoded_in_small_parts(self, store, monkeypatch):
         from lensae.index import encode
