@@ -52,6 +52,10 @@ class ShardedModule(nn.Module):
         """Whether there is no feature that is not dead."""
         return self.group.count_features(int((~self.dead.mask_F).sum())) == 0
 
+    def silent_share(self, rows: int) -> float:
+        """The share of features that have not fired on the last `rows` training rows."""
+        return self.group.count_features(int((self.dead.silent_F >= max(rows, 1)).sum())) / self.d_sae
+
     def saw(self, features: kernels.Features) -> None:
         """Take note of which features fired in a batch."""
         self.dead.saw(self.group.sum_over_rows(features.count_F()), self.group.count_rows(features.shape[0]))
