@@ -50,7 +50,7 @@ def course(report: TrainReport) -> Path:
     rows[3].set_ylim(-0.0005, max(0.01, 1.2 * max(line.dead_share for line in history)))
     rows[3].yaxis.set_major_formatter(PercentFormatter(1))
     rows[0].set_title(
-        f"{report.sae.name}: explained variance and L0 on held-out rows; orange: the weights that were kept", fontsize=10
+        f"{report.sae.name}: explained variance and L0 on held-out rows; orange: the weights kept", fontsize=10
     )
     rows[-1].set_xlabel("training tokens")
     rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -6,7 +6,7 @@ Shapes: F features.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,8 @@ def stacked(title: str, names: list[str], x: str) -> tuple[Figure, list[Axes]]:
     from matplotlib import pyplot
 
     height = 4 if len(names) == 1 else 2.6 * len(names)
-    figure, rows = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, height), dpi=140, squeeze=False, layout="constrained")
+    size: dict[str, Any] = {"figsize": (7, height), "dpi": 140, "layout": "constrained"}
+    figure, rows = pyplot.subplots(len(names), 1, sharex=True, squeeze=False, **size)
     for axes, name in zip(rows[:, 0], names, strict=True):
         axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
@@ -147,7 +148,7 @@ def survey(report: SurveyReport) -> Path:
         (f"effective rank\nof {report.d_model:,}", [b.figures.effective_rank for b in report.blocks], "{:,.1f}"),
         ("share of variance in\nprincipal component 1", [b.figures.top1_share for b in report.blocks], "{:.1%}"),
     ]
-    size = {"figsize": (7, 6.5), "dpi": 140, "layout": "constrained"}
+    size: dict[str, Any] = {"figsize": (7, 6.5), "dpi": 140, "layout": "constrained"}
     figure, rows = pyplot.subplots(len(panels), 1, sharex=True, **size)
     for axes, (name, values, form) in zip(rows, panels, strict=True):
         axes.axvspan(blocks[middle[0]] - 0.5, blocks[middle[-1]] + 0.5, color="#eef1f5", zorder=0)

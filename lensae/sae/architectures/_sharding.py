@@ -1,4 +1,4 @@
-"""The part of a trainer that one process holds, and what it does together with the others.
+"""The features of a trainer that one process has, and what it computes with the other processes.
 
 Shapes: B rows, D d_model, F features of this process; X is any shape.
 """
@@ -14,28 +14,28 @@ from lensae.sae.distributed.process_group import ProcessGroup
 BLOCK = 1024
 
 
-def random_rows(count: int, width: int, own: slice) -> torch.Tensor:
-    """The rows `own` of torch.randn(count, width); the others are drawn too, but not all held at once."""
-    if own == slice(0, count):
+def random_rows(count: int, width: int, own_features: slice) -> torch.Tensor:
+    """The rows `own_features` of torch.randn(count, width); the others are drawn too, but not all kept at once."""
+    if own_features == slice(0, count):
         return torch.randn(count, width)
-    kept = torch.empty(own.stop - own.start, width)
+    kept = torch.empty(own_features.stop - own_features.start, width)
     starts = range(0, max(count - BLOCK, 0) + 1, BLOCK)  # torch draws a short rest differently: the last has it
     for start, stop in zip(starts, [*starts[1:], count], strict=True):
         drawn = torch.randn(stop - start, width)
-        first, last = max(start, own.start), min(stop, own.stop)
+        first, last = max(start, own_features.start), min(stop, own_features.stop)
         if first < last:
-            kept[first - own.start : last - own.start] = drawn[first - start : last - start]
+            kept[first - own_features.start : last - own_features.start] = drawn[first - start : last - start]
     return kept
 
 
 class ShardedModule(nn.Module):
-    """Features `own` of a trainer (W_dec, b_dec, dead); a single process holds them all."""
+    """Features `own_features` of a trainer (W_dec, b_dec, dead); a single process has them all."""
 
     shared: tuple[str, ...] = ("b_dec", "centre")  # the tensors that are not made of one row, or number, per feature
 
     def __init__(self, d_sae: int, group: ProcessGroup):
         super().__init__()
-        self.group, self.own = group, group.feature_range(d_sae)
+        self.group, self.own_features = group, group.feature_range(d_sae)
 
     def is_shared(self, name: str) -> bool:
         """Whether every process holds the whole of this parameter or buffer."""
@@ -56,11 +56,11 @@ class ShardedModule(nn.Module):
         """The share of features that have not fired on the last `rows` training rows."""
         return self.group.count_features(int((self.dead.silent_F >= max(rows, 1)).sum())) / self.d_sae
 
-    def saw(self, features: kernels.Features) -> None:
-        """Take note of which features fired in a batch."""
-        self.dead.saw(self.group.sum_over_rows(features.count_F()), self.group.count_rows(features.shape[0]))
+    def count_firing(self, features: kernels.Features) -> None:
+        """Count a batch in: which features fired."""
+        self.dead.update(self.group.sum_over_rows(features.count_F()), self.group.count_rows(features.shape[0]))
 
-    def per_row(self, value_X: torch.Tensor, rows: int) -> torch.Tensor:
+    def mean_per_row(self, value_X: torch.Tensor, rows: int) -> torch.Tensor:
         """The sum of values of features, per row of the whole batch; `rows` are here."""
         return self.group.sum_over_processes(value_X.sum()) / self.group.count_rows(rows)
 

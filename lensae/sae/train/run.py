@@ -89,7 +89,7 @@ class TrainingRun:
         with self.own_random():
             self.trainer = make_trainer(plan.dead_window).to(device)
         self.trainer.steps, self.trainer.aux = plan.steps, plan.aux
-        groups = self.trainer.rates(plan.encoder_share)
+        groups = self.trainer.parameter_groups(plan.encoder_share)
         self.optimizer = Adam(groups, plan.lr, (plan.beta1, plan.beta2))
         self.scales: tuple[float, ...] = ()
         self.average: ExponentialMovingAverage | None = None
@@ -104,8 +104,8 @@ class TrainingRun:
         with self.own_random():
             rows = [rows_BD.to(self.device) * scale for rows_BD, scale in zip(sample, scales, strict=True)]
             self.trainer.initialise(*rows)
-        held = self.trainer.state_dict().items()
-        self.trainer.group.same(*(t for name, t in held if self.trainer.is_shared(name)))
+        tensors = self.trainer.state_dict().items()
+        self.trainer.group.same(*(t for name, t in tensors if self.trainer.is_shared(name)))
         if self.recipe.average:
             self.average = ExponentialMovingAverage(self.trainer, self.recipe.average)
 
@@ -179,16 +179,17 @@ class TrainingRun:
 
     def _count(self, losses: dict[str, float], rows: int) -> None:
         state = self.state
-        state.step, state.batch, state.tokens, state.seen = state.step + 1, state.batch + 1, state.tokens + rows, state.seen + rows
+        state.step, state.batch = state.step + 1, state.batch + 1
+        state.tokens, state.seen = state.tokens + rows, state.seen + rows
         for name, value in losses.items():
             state.sums[name] = state.sums.get(name, 0.0) + value * rows
 
     @property
     def due(self) -> bool:
-        """Whether the held-out rows are to be looked at now, in an epoch or at its end."""
-        batches, parts = math.ceil(self.plan.rows / self.plan.batch), self.plan.validations
+        """Whether to measure on the held-out rows now, in an epoch or at its end."""
+        batches, validations = math.ceil(self.plan.rows / self.plan.batch), self.plan.validations
         done = self.state.batch
-        return done * parts // batches > (done - 1) * parts // batches
+        return done * validations // batches > (done - 1) * validations // batches
 
     @property
     def finite(self) -> bool:
@@ -196,7 +197,7 @@ class TrainingRun:
         return self.trainer.finite
 
     def record(self, figures: Reconstruction, heldout_loss: float) -> Measurement:
-        """Take a measurement in: the best so far is kept, with the weights; one of no firing feature is never the best."""
+        """Add a measurement; the weights of the best one are kept, unless no feature fired."""
         state = self.state
         better = heldout_loss < state.best_loss * (1 - 1e-4) and figures.dead_share < 1
         if better:
