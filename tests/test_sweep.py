@@ -103,7 +103,7 @@ def test_a_sweep_takes_what_is_there_and_says_what_failed(toy, monkeypatch):
 
 
 def point(l0: float, ev: float) -> Point:
-    return Point(f"{l0:g}", "topk", 8, {}, l0, ev, 0.1, 0.0, 1.0)
+    return Point(f"{l0:g}", "topk", 8, {}, l0, ev, 0.5, 0.1, 0.0, 1.0)
 
 
 def on_front_by_definition(points: list[Point]) -> set[str]:
@@ -113,8 +113,8 @@ def on_front_by_definition(points: list[Point]) -> set[str]:
         for p in points
         if not any(
             q.l0 <= p.l0
-            and q.explained_variance >= p.explained_variance
-            and (q.l0, q.explained_variance) != (p.l0, p.explained_variance)
+            and q.explained_variance_typical >= p.explained_variance_typical
+            and (q.l0, q.explained_variance_typical) != (p.l0, p.explained_variance_typical)
             for q in points
         )
     }

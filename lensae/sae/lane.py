@@ -36,6 +36,7 @@ class Measured:
     loss: float
     losses: dict[str, float]
     heldout_loss: float
+    explained_variance_typical: float
     explained_variance: float
     l0: float
     dead_share: float
@@ -206,6 +207,7 @@ class Lane:
             sum(losses.values()),
             losses,
             heldout_loss,
+            found.explained_variance_typical,
             found.explained_variance,
             found.l0,
             found.dead_share,

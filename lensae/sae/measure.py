@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lensae.errors import LensaeError
-from lensae.sae.evaluate import Accumulator, Reconstruction
+from lensae.sae.evaluate import Accumulator, Reconstruction, massive_norm_at
 from lensae.sae.histogram import counted
 from lensae.sae.lane import Lane
 from lensae.sae.world import World
@@ -60,7 +60,8 @@ def _measure(
         for number, (trainer, scales) in enumerate(trainers):
             step = trainer(*(rows_BD * scale for rows_BD, scale in zip(rows, scales, strict=True)))
             if len(sums) <= number:
-                sums.append(Accumulator(rows[-1].shape[1], step.features.shape[1]))
+                width = rows[-1].shape[1]
+                sums.append(Accumulator(width, step.features.shape[1], massive_norm_at(scales[-1], width)))
             sums[number].add(rows[-1], step.x_hat_BD / scales[-1], step.features.count_F())
             losses[number] += float(sum(step.losses.values())) * len(whole[-1])
         seen += len(whole[-1])

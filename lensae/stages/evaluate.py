@@ -74,6 +74,7 @@ def evaluate(
         measured.splice_tokens,
         measured.splice_difference,
         time.perf_counter() - started,
+        held.means.massive_norm,
         own.density_F,
         own.activation_counts,
         own.zeros,
@@ -118,6 +119,7 @@ def _column(system: rows.System, scored: rows.Scored, measured: Losses) -> Colum
     if system.name not in ("sae", "random"):  # all their numbers are always in use
         figures |= {"dead_share": None, "dense_share": None}
     statistics = {
+        "explained_variance_typical": (metrics.explained_variance_typical, sums_GS),
         "explained_variance": (metrics.explained_variance, sums_GS),
         "l0": (metrics.mean_active, sums_GS),
         "ce_recovered": (losses.ce_recovered, loss_GS),

@@ -39,7 +39,8 @@ class LossReport:
 @dataclass(frozen=True)
 class Column:
     """The SAE or one of its baselines: figures (lensae.sae.evaluate.Reconstruction says what they are), losses, and
-    95 % intervals of explained_variance, l0, ce_recovered and kl_recovered, None where they say nothing."""
+    95 % intervals of explained_variance and explained_variance_typical, l0, ce_recovered and kl_recovered, None where
+    they say nothing."""
 
     name: str
     title: str
@@ -56,7 +57,8 @@ class EvaluationReport:
     linear_rank_l0, linear, random and raw.
 
     `prompts` counts what the intervals resample: documents that share a prompt are kept together, as they are when
-    documents are held out. `nearest_cosine` is, for each row of a decoder, its largest cosine with any other.
+    documents are held out. Rows of a norm above `massive_norm` are massive. `nearest_cosine` is, for each row of a
+    decoder, its largest cosine with any other.
     """
 
     set_name: str
@@ -70,6 +72,7 @@ class EvaluationReport:
     splice_tokens: int
     splice_difference: float
     seconds: float
+    massive_norm: float
     density: np.ndarray = field(repr=False)
     activation_counts: np.ndarray = field(repr=False)
     zeros: int
@@ -98,6 +101,7 @@ def summary(report: EvaluationReport) -> dict:
         "heldout_documents": report.documents,
         "heldout_prompts": report.prompts,
         "heldout": report.heldout,
+        "massive_rows": {"count": sae.figures["massive_rows"], "norm_above": report.massive_norm},
         "reconstruction": _finite(sae.figures),
         "loss": _finite(vars(sae.loss)),
         "intervals": _finite(sae.intervals),

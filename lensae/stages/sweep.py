@@ -37,7 +37,8 @@ RULES = {
 
 @dataclass(frozen=True)
 class Point:
-    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance.
+    """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance, that of
+    typical rows (lensae.sae.evaluate).
 
     `ce_recovered` is that of lensae.stages.losses, None where the model could not be run.
     """
@@ -47,6 +48,7 @@ class Point:
     d_sae: int
     recipe: dict
     l0: float
+    explained_variance_typical: float
     explained_variance: float
     mse: float
     dead_share: float
@@ -162,7 +164,7 @@ def _recovered(data: Data, saes: list[SaeEntry]) -> tuple[dict[str, float], str]
 def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
     training = sae.training if "heldout" in sae.training else read_json(sae.path / "training.json")
     held, recipe = training["heldout"], training["recipe"]
-    figures = [held[name] for name in ("l0", "explained_variance", "mse", "dead_share")]
+    figures = [held[name] for name in ("l0", "explained_variance_typical", "explained_variance", "mse", "dead_share")]
     return Point(
         sae.name, recipe["arch"], training["plan"]["d_sae"], recipe, *figures, training["seconds"], ce_recovered
     )
@@ -171,9 +173,9 @@ def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
 def marked(points: list[Point]) -> list[Point]:
     """The points by rising L0, with those marked that no other beats in both (the Pareto front)."""
     found, best = [], -math.inf
-    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance)):
-        front = point.explained_variance > best
-        best = max(best, point.explained_variance)
+    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance_typical)):
+        front = point.explained_variance_typical > best
+        best = max(best, point.explained_variance_typical)
         found.append(Point(**{**vars(point), "front": front}))
     return found
 
@@ -187,10 +189,10 @@ def winner(points: list[Point]) -> tuple[Point | None, str]:
     if max(p.l0 for p in points) <= ALIKE * min(p.l0 for p in points):
         return highest, RULES["alike"]
     x = [math.log(max(point.l0, 1e-9)) for point in front]
-    slope = (highest.explained_variance - front[0].explained_variance) / ((x[-1] - x[0]) or 1.0)
-    lines = [front[0].explained_variance + slope * (at - x[0]) for at in x]
-    above = [point.explained_variance - line for point, line in zip(front, lines, strict=True)]
-    if max(above) <= BEND * (highest.explained_variance - front[0].explained_variance):
+    slope = (highest.explained_variance_typical - front[0].explained_variance_typical) / ((x[-1] - x[0]) or 1.0)
+    lines = [front[0].explained_variance_typical + slope * (at - x[0]) for at in x]
+    above = [point.explained_variance_typical - line for point, line in zip(front, lines, strict=True)]
+    if max(above) <= BEND * (highest.explained_variance_typical - front[0].explained_variance_typical):
         return highest, RULES["straight"]
     return front[above.index(max(above))], RULES["bend"]
 

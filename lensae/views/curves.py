@@ -8,7 +8,7 @@ from lensae.views.figures import activations, density, save
 
 PANELS = (
     ("loss", "loss in training"),
-    ("explained_variance", "explained variance"),
+    ("explained_variance_typical", "explained variance\n(massive rows left out)"),
     ("l0", "L0"),
     ("dead_share", "share of features\nthat never fire"),
 )

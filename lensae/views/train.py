@@ -116,7 +116,7 @@ class LiveTraining(Watcher):
             f"{line.loss:.4f}",
             " ".join(f"{name} {value:.3f}" for name, value in line.losses.items()),
             f"{line.heldout_loss:.4f}",
-            f"{line.explained_variance:.4f}",
+            f"{line.explained_variance_typical:.4f}",
             f"{line.l0:.1f}",
             f"{line.dead_share:.1%}",
             f"{line.tokens / max(line.seconds, 1e-9):,.0f}",
@@ -148,8 +148,9 @@ class LiveTraining(Watcher):
 def show(console, report, next_step: bool = True) -> None:
     """What the training left behind, and the next commands."""
     held = report.fit.heldout
+    massive = f" ({held.massive_rows:,} massive rows left out)" if held.massive_rows else ""
     console.print(
-        f"[bold]{report.sae.name}[/]: explained variance [bold]{held.explained_variance:.3f}[/], "
+        f"[bold]{report.sae.name}[/]: explained variance [bold]{held.explained_variance_typical:.3f}[/]{massive}, "
         f"L0 {held.l0:.1f}, dead {held.dead_share:.1%} on {held.rows:,} held-out rows "
         f"({report.fit.stopped}, {report.fit.seconds:,.0f} s)"
     )
