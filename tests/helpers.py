@@ -1,4 +1,7 @@
-"""Documents made up for tests of the store, and commands in a process of their own."""
+"""Documents made up for tests of the store, figures by their formulas, and commands in interpreters of their own.
+
+Shapes: B rows, D d_model.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensae.records import CapturedDocument
+from lensae.core.manifest import ModelRecord
+from lensae.core.records import CapturedDocument
+from lensae.interpret.moments import Figures
 from lensae.store.writer import SetWriter, header
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOK = "blocks.1.hook_resid_post"
-MODEL = {"name": "toy", "path": "", "weights_sha256": "w", "tokenizer_sha256": "t"}
+MODEL = ModelRecord(name="toy", path="", weights_sha256="w", tokenizer_sha256="t")
 
 
 def document(number: int, rows: int, width: int = 16, hook: str = HOOK) -> CapturedDocument:
@@ -89,12 +94,42 @@ def ratios_of(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     }
 
 
+def figures_by_formula(x_BD: np.ndarray) -> Figures:
+    """What survey measures, from all rows at once."""
+    from scipy import stats
+
+    x = x_BD.astype(np.float64)
+    value_D = np.linalg.eigvalsh(np.cov(x, rowvar=False, bias=True))[::-1].clip(min=0)
+    share_D = value_D / value_D.sum()
+    p = share_D[share_D > 0]
+    return Figures(
+        len(x),
+        np.abs(x).sum(),
+        np.abs(x).max(),
+        np.abs(x).mean(),
+        np.sqrt((x**2).sum(1)).mean(),
+        share_D[0],
+        share_D[:10].sum(),
+        np.nanmean(stats.kurtosis(x, axis=0)),
+        np.abs(x).max() / 65504,
+        np.exp(-(p * np.log(p)).sum()),
+    )
+
+
 def shell(*arguments: object, **environment: object) -> subprocess.CompletedProcess:
-    """A command line in a process of its own."""
+    """`python main.py ARGUMENTS` in an interpreter of its own (processes.py has faster ones)."""
     return subprocess.run(
         [sys.executable, "main.py", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, **{k: str(v) for k, v in environment.items()}},
+        timeout=120,
     )
+
+
+def dead_pid() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid

@@ -31,8 +31,8 @@ from rich.table import Table
 from turns import Contestant, interleaved, started
 
 from lensae import model as models
-from lensae.durable import write_json
-from lensae.paths import find_set
+from lensae.core.durable import write_json
+from lensae.core.paths import find_set
 from lensae.store.reader import SetReader
 
 HERE = Path(__file__).resolve().parent

@@ -6,7 +6,8 @@ One shard of about 32 MiB (smollm2-135m, block 15) as float16 and as float32, Fl
   read      MB/s of a file in the page cache, chunk after chunk
   shuffle   MB/s into shuffled float32 windows of 16,384 rows, chunks drawn at random, as training reads
   row       ms for one row at a random place
-Medians over interleaved repeats.
+Medians over interleaved repeats. Then the costs of a shard in a set of 10,000 (many_shards.py), which needs no model:
+`--shards-only` measures nothing else.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from pathlib import Path
 
 import h5py
 import hdf5plugin
+import many_shards
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lensae.durable import write_json
-from lensae.paths import find_set
-from lensae.stages.collect import CollectOptions, collect
-from lensae.store.memory import MemoryFile
+from lensae.core.durable import write_json
+from lensae.core.paths import find_set
+from lensae.stages.collect.run import CollectOptions, collect
+from lensae.store.memory_file import MemoryFile
 from lensae.store.reader import SetReader
 from lensae.store.writer import default_shard_rows
 
@@ -60,16 +62,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=40_000)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--shards-only", action="store_true")
     options = parser.parse_args()
-    acts_TD = activations(options.tokens)
+    path = HERE / "results" / "storage.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    if not options.shards_only:
+        results = formats(options.tokens, options.repeats)
+    results["many_shards"] = many_shards.measured(options.shards)
+    many_shards.show(results["many_shards"])
+    write_json(path, results)
+
+
+def formats(tokens: int, repeats: int) -> dict:
+    """Every filter and chunk size, for both types."""
+    acts_TD = activations(tokens)
     facts = {"machine": platform.machine(), "cores": os.cpu_count(), "h5py": h5py.__version__}
     facts |= {"hdf5": h5py.version.hdf5_version, "hdf5plugin": hdf5plugin.version, "hook": HOOK}
-    found = {"about": facts}
+    results: dict = {"about": facts}
     for dtype in ("float16", "float32"):
         rows = min(len(acts_TD), default_shard_rows(acts_TD.shape[1], dtype))
-        found[dtype] = table_of(acts_TD[:rows].astype(dtype), options.repeats)
-        show(f"{rows:,} tokens, {dtype}", found[dtype])
-    write_json(HERE / "results" / "storage.json", found)
+        results[dtype] = table_of(acts_TD[:rows].astype(dtype), repeats)
+        show(f"{rows:,} tokens, {dtype}", results[dtype])
+    return results
 
 
 def activations(tokens: int) -> np.ndarray:

@@ -6,16 +6,33 @@ import errno
 import os
 import sys
 import time
+from types import ModuleType
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from lensae.cli import collect, corpus, doctor, evaluate, experiment, features, index, steer, store, survey, train
-from lensae.errors import Elsewhere, LensaeError, UserError
-from lensae.stages.ranks import current, leave
+from lensae.cli import help as layout
+from lensae.cli.help import App, Command, examples
+from lensae.cli.plugins import listing
+from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
+from lensae.core.program import command
+from lensae.stages.shared.processes import current, leave
 
-LAST_WORDS_S = 20.0  # that a process which has nothing to tell leaves to the one that has
+GRACE_S = 20.0  # a process that reports nothing waits so long for the one that reports the error
+SUMMARY = "Open a language model up: collect activations, train sparse autoencoders, read and steer their features."
+COMMANDS: dict[str, dict[str, ModuleType]] = {  # by panel of the help, in the order of the work
+    "Collect and train": {"survey": survey, "collect": collect, "train": train},
+    "Understand": {"features": features, "evaluate": evaluate, "index": index},
+    "Steer and test": {"steer": steer, "experiment": experiment},
+    "Look after": {"store": store, "corpus": corpus, "doctor": doctor},
+}
+KEPT = {  # what Ctrl-C leaves behind, by command
+    "collect": "whole shards are kept; run the same command again to resume",
+    "train": "the last checkpoint is kept; run the same command again to resume",
+    "index": "finished segments are kept; run the same command again to resume",
+    "experiment": "finished stages are kept; run the same command again to resume",
+}
 
 
 class Interrupted(LensaeError):
@@ -24,26 +41,25 @@ class Interrupted(LensaeError):
     exit_status = 130
 
 
-class Group(TyperGroup):
-    """Turns Ctrl-C into an error that says what is kept."""
+class Group(layout.Group):
+    """The commands in the order of the work; turns Ctrl-C into an error that says what is kept."""
+
+    def list_commands(self, ctx) -> list[str]:
+        """The names in the order of COMMANDS."""
+        return [name for modules in COMMANDS.values() for name in modules]
 
     def invoke(self, ctx):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            kept = {
-                "collect": "whole shards are kept; the same command goes on from there",
-                "train": "checkpoint kept; the same command goes on from there",
-                "experiment": "what is done is kept; the same command goes on from there",
-            }
-            raise Interrupted("stopped", kept.get(ctx.invoked_subcommand or "", "")) from None
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted("stopped", str(interrupt) or KEPT.get(ctx.invoked_subcommand or "", "")) from None
 
 
-app = typer.Typer(
+app = App(
     cls=Group,
-    help="Open a language model up: collect activations, train sparse autoencoders, read and steer their features.",
-    epilog="Start with: python main.py collect, then train, evaluate, index, features list, steer.",
+    help=SUMMARY,
+    epilog=examples("collect", "train", "features list --sort label", "steer --feature 447 --scale 8"),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,34 +83,30 @@ def options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Open a language model up: collect activations, train sparse autoencoders, read and steer their features."""
+    """Set what holds for every command."""
     if debug:
         os.environ["LENSAE_DEBUG"] = "1"
 
 
-app.command("collect", epilog=collect.EXAMPLES)(collect.command)
-app.command("survey", epilog=survey.EXAMPLES)(survey.command)
-app.command("train", epilog=train.EXAMPLES)(train.command)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.command)
-app.command("index", epilog=index.EXAMPLES)(index.command)
-app.add_typer(features.app, name="features")
-app.command("steer", epilog=steer.EXAMPLES)(steer.command)
-app.add_typer(corpus.app, name="corpus")
-app.add_typer(store.app, name="store")
-app.command("experiment", epilog=experiment.EXAMPLES)(experiment.command)
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.command)
+for _panel, _modules in COMMANDS.items():
+    for _name, _module in _modules.items():
+        if hasattr(_module, "app"):
+            app.add_typer(_module.app, name=_name, rich_help_panel=_panel)
+        else:
+            _kind = listing(*_module.PLUGINS) if hasattr(_module, "PLUGINS") else Command
+            app.command(_name, epilog=_module.EXAMPLES, rich_help_panel=_panel, cls=_kind)(_module.command)
 
 
 def main() -> None:
     """Run the command line; every error becomes a line or two on stderr and an exit status."""
     try:
-        app()
+        app(prog_name=command())
     except SystemExit as end:
-        if current().world > 1 and not end.code:
+        if current().world_size > 1 and not end.code:
             leave()
         raise
     except LensaeError as error:
-        if isinstance(error, Elsewhere | UserError | Interrupted) and not current().first:
+        if isinstance(error, OtherProcessEnded | UserError | Interrupted) and not current().is_first:
             _leave(error)
         _fail(error.what, error.hint, error.exit_status)
     except BrokenPipeError:
@@ -105,22 +117,22 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory", "try a smaller --batch-size", 1)
     except Exception as error:
-        _fail(f"unexpected {type(error).__name__}: {error}", "a fault in lensae: --debug shows where", 1)
+        _fail(f"unexpected {type(error).__name__}: {error}", "this is a bug in lensae; --debug shows where", 1)
 
 
 def _leave(error: LensaeError) -> None:
-    """End without a word: of several processes the first one tells (torchrun ends the others when one has ended)."""
+    """End without a message: the first process reports. torchrun ends all processes when one has ended."""
     if os.environ.get("LENSAE_DEBUG"):
         raise error
-    if not isinstance(error, Interrupted):  # which torchrun knows of
-        time.sleep(LAST_WORDS_S)
+    if not isinstance(error, Interrupted):  # torchrun passes Ctrl-C on to all processes
+        time.sleep(GRACE_S)
     sys.exit(error.exit_status)
 
 
 def _explain(error: OSError) -> tuple[str, str]:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}", "what was whole is kept; make room and run the same command again"
+        return f"the disk is full{where}", "complete files are kept; make room and run the same command again"
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"no permission to write{where}", "LENSAE_STORE names another folder for the store"
     return f"{error.strerror or error}{where}", ""

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption
 
-app = typer.Typer(no_args_is_help=True, help="Look at corpora.")
+app = App(no_args_is_help=True, help="Look at corpora.")
 
 
 @app.callback()
@@ -19,7 +20,7 @@ def group() -> None:
 @app.command("stats", epilog=examples("corpus stats themes", "corpus stats my-texts.jsonl"))
 def stats(
     name: Annotated[str, typer.Argument(help="A shipped corpus (themes, probes, transport) or a file.")],
-    model: Annotated[str | None, typer.Option(help="Whose tokenizer counts the tokens.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts the tokens.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count prompts, words, labels, content words and tokens."""
@@ -29,8 +30,8 @@ def stats(
     from lensae.views import corpus as view
     from lensae.views.console import out, print_json
 
-    found = count(name, model)
+    statistics = count(name, model)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(statistics))
     else:
-        view.show(out(), found)
+        view.show(out(), statistics)

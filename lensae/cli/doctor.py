@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from lensae.cli.options import JsonOption, examples
+from lensae.cli.help import examples
+from lensae.cli.options import JsonOption
 
 EXAMPLES = examples("doctor", "doctor --json")
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+from lensae.cli.help import examples
+from lensae.cli.options import DeviceOption, JsonOption, SaeOption, SetOption
 
 EXAMPLES = examples("evaluate", "evaluate --sae topk-2304-k32 --json")
 
 
-def command(set_name: SetOption = None, sae: SaeOption = None, as_json: JsonOption = False) -> None:
+def command(
+    set_name: SetOption = None, sae: SaeOption = None, device: DeviceOption = "auto", as_json: JsonOption = False
+) -> None:
     """Measure an SAE on held-out documents: sparsity, reconstruction, and what it costs the model.
 
-    Beside it: as many principal components, a random SAE, and the stream itself. Writes evaluation.json and the
+    Beside it stand as many principal components, a random SAE, and the unchanged stream. Writes evaluation.json and the
     histograms of density, activations and decoder cosines (PNG) into the SAE's folder. Any SAE in the SAELens layout
     can be measured: --sae FOLDER. A transcoder is measured on the rows that it predicts, beside linear maps.
     """
-    from lensae.stages.evaluate import evaluate, summary
+    from lensae.core.device import use_device
+    from lensae.stages.evaluate.run import evaluate, summary
     from lensae.views import evaluate as view
     from lensae.views import figures
     from lensae.views.console import current, out, print_json
     from lensae.views.progress import Watch
 
-    with Watch() as watch:
+    with use_device(device), Watch() as watch:
         report = evaluate(set_name, sae, watch)
     pictures = figures.of_evaluation(report)
     if as_json:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, SaeOption, SetOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption, SaeOption, SetOption
 
-app = typer.Typer(no_args_is_help=True, help="Look features up: activations, tokens, text.")
+app = App(no_args_is_help=True, help="Look features up: activations, tokens, text.")
 FeatureArgument = Annotated[int, typer.Argument(help="The feature's number.")]
 
 
@@ -24,7 +25,7 @@ def top(
 
     Samples of one prompt share its tokens: such copies are shown once and counted (×8).
     """
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 
@@ -54,10 +55,10 @@ def list_(
     sae: SaeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List features: the densest, the strongest, or those that best tell the labels of the set apart."""
+    """List features: the densest, the strongest, or those that best separate the labels of the set."""
     from dataclasses import asdict
 
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 
@@ -81,9 +82,9 @@ def show(
     sae: SaeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show all there is on one feature: figures, histogram, its tokens, its labels, its strongest examples."""
+    """Show one feature: figures, histogram, tokens, labels and its strongest examples."""
     from lensae.index.file import EDGES
-    from lensae.stages import lookup
+    from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
 

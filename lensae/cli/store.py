@@ -6,32 +6,34 @@ from typing import Annotated
 
 import typer
 
-from lensae.cli.options import JsonOption, examples
+from lensae.cli.help import App, examples
+from lensae.cli.options import JsonOption
+from lensae.core.program import command
 
-app = typer.Typer(no_args_is_help=True, help="Activation sets on disk.")
+app = App(no_args_is_help=True, help="Activation sets on disk.")
 NameArgument = Annotated[str | None, typer.Argument(help="A set, as in `store list`. Default: the one finished last.")]
 
 
 @app.command("list", epilog=examples("store list", "store list --json"))
 def list_(as_json: JsonOption = False) -> None:
     """List activation sets and their SAEs."""
-    from lensae.paths import store_root
+    from lensae.core.paths import store_root
     from lensae.stages import store
     from lensae.views import store as view
     from lensae.views.console import out, print_json
 
-    found = store.rows()
+    sets = store.rows()
     if as_json:
-        print_json(found)
-    elif found:
-        view.set_list(out(), found)
+        print_json(sets)
+    elif sets:
+        view.set_list(out(), sets)
     else:
-        out().print(f"nothing in {store_root()}/ yet; start with: python main.py collect")
+        out().print(f"nothing in {store_root()}/ yet; start with: {command('collect')}")
 
 
 @app.command("info", epilog=examples("store info", "store info smollm2-135m/blocks.15.hook_resid_post"))
 def info(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Show all there is on one set: model, versions, passes."""
+    """Show everything recorded of one set: model, versions, passes."""
     from lensae.stages import store
     from lensae.views import store as view
     from lensae.views.console import out, print_json
@@ -45,28 +47,23 @@ def info(name: NameArgument = None, as_json: JsonOption = False) -> None:
 
 @app.command("verify", epilog=examples("store verify"))
 def verify(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Read every byte of a set and name each fault by shard, dataset and chunk (exit status 1 when there is one)."""
+    """Read every byte of a set, its SAEs and their indexes, and name each fault (exit status 1 when there is one)."""
     from dataclasses import asdict
 
     from lensae.stages import store
-    from lensae.store import verify as check
     from lensae.views import store as view
     from lensae.views.console import current, out, print_json
     from lensae.views.progress import Watch
 
-    entry = store.any_set(name)
-    faults = []
     with Watch() as watch:
-        watch.start("verifying", len(entry.manifest["shards"]), "shards")
-        for _file, found in check.verify(entry):
-            faults += found
-            watch.advance(1)
+        report = store.verify(name, watch)
     if as_json:
-        print_json({"set": entry.name, "faults": [asdict(fault) for fault in faults]})
+        values = asdict(report)
+        print_json({"set": values.pop("set_name"), **values})
     else:
-        current(entry.name)
-        view.faults(out(), faults, len(entry.manifest["shards"]))
-    if faults:
+        current(report.set_name)
+        view.verified(out(), report)
+    if report.faults:
         raise typer.Exit(1)
 
 
@@ -76,24 +73,24 @@ def repair(name: NameArgument = None, as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from lensae.stages import store
-    from lensae.stages.repair import repair as make_again
+    from lensae.stages.collect.repair import repair as repair_set
     from lensae.views import store as view
     from lensae.views.console import current, out, print_json
     from lensae.views.progress import Watch
 
     entry = store.any_set(name)
     with Watch() as watch:
-        done = make_again(entry, watch)
+        done = repair_set(entry, watch)
     if as_json:
         print_json({"set": entry.name, "repaired": [asdict(shard) for shard in done]})
         return
     current(entry.name)
-    view.repaired(out(), done, len(entry.manifest["shards"]))
+    view.repaired(out(), done, len(entry.manifest.shards))
 
 
 @app.command("view", epilog=examples("store view", "store view smollm2-135m/blocks.15.hook_resid_post"))
 def view_(name: NameArgument = None, as_json: JsonOption = False) -> None:
-    """Make view.h5 in the set's folder: one HDF5 file that shows all shards as single arrays, without copying them."""
+    """Write view.h5 to the set's folder: one HDF5 file that shows all shards as single arrays, without copying them."""
     from lensae.stages import store
     from lensae.views import store as view
     from lensae.views.console import current, out, print_json
@@ -138,11 +135,11 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete a set and the SAEs trained on it, after showing what goes (exit status 1 when the answer is no)."""
+    """Delete a set and its SAEs, after showing what would be lost (exit status 1 when the answer is no)."""
     from lensae.stages import store
     from lensae.views.console import out, print_json
 
-    report = store.remove(name, lambda going: _agree(going, yes))
+    report = store.remove(name, lambda contents: _confirm(contents, yes))
     if as_json:
         print_json(report)
     else:
@@ -151,15 +148,15 @@ def remove(
         raise typer.Exit(1)
 
 
-def _agree(going: dict, yes: bool) -> bool:
-    """Show what goes and ask, unless the answer was given with the command."""
+def _confirm(contents: dict, yes: bool) -> bool:
+    """Show what would be lost and ask, unless the answer was given with the command."""
     import sys
 
-    from lensae.errors import UserError
+    from lensae.core.errors import UserError
     from lensae.views import store as view
     from lensae.views.console import err
 
-    view.going(err(), going)
+    view.to_be_removed(err(), contents)
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from lensae import registry
-from lensae.cli.options import JsonOption, SetOption, command_line, examples
+from lensae.cli.help import RUN, examples, panel
+from lensae.cli.options import SET_HELP, DeviceOption, JsonOption
+from lensae.core.program import command_line
 
 EXAMPLES = examples(
     "train",
@@ -17,87 +16,92 @@ EXAMPLES = examples(
     "train --arch topk --arch batchtopk --k 16 --k 32 --k 64",
     "train --set smollm2-135m/blocks.15.hook_resid_post --target smollm2-135m/blocks.16.hook_resid_post",
     "train --recipe my-recipe.toml",
+    parallel="train --epochs 1",
 )
 
-FAMILIES = ", ".join(registry.names("sae.architectures"))
-APART = ("recipe", "shard_features", "name", "wandb", "set_name", "as_json")  # what does not belong in a recipe
+PLUGINS = ("Architectures", "sae.architectures")
+NOT_IN_RECIPE = ("recipe", "shard_features", "name", "index", "wandb", "set_name", "device", "as_json")
+learn, read, pace, keep, run = map(
+    panel, ("What to train", "What to read", "How long and how fast", "Where it goes", RUN)
+)
 
 
 def command(
-    arch: Annotated[list[str] | None, typer.Option(help=f"One of {FAMILIES}. Default topk. *")] = None,
+    arch: Annotated[list[str] | None, learn("Architecture, one of those listed below. Default topk. *")] = None,
     width: Annotated[
-        list[float] | None, typer.Option(help="Features, as a multiple of d_model. Default: from the set's size. *")
+        list[float] | None, learn("Features, as a multiple of d_model. Default: from the set's size. *")
     ] = None,
-    k: Annotated[
-        list[int] | None, typer.Option(help="Active features per token (the topk families). Default 32. *")
-    ] = None,
+    k: Annotated[list[int] | None, learn("Active features per token. Default 32. *")] = None,
     l1: Annotated[
-        list[float] | None, typer.Option(help="Weight of the L1 penalty (relu, tied-l1, gated). Default 0.1. *")
+        list[float] | None, learn("Weight of the L1 penalty, where the architecture has one. Default 0.1. *")
     ] = None,
-    target_l0: Annotated[
-        list[float] | None, typer.Option(help="Active features per token to aim at (jumprelu, in place of --l1). *")
+    target_l0: Annotated[list[float] | None, learn("Active features per token to aim at, in place of --l1. *")] = None,
+    seed: Annotated[
+        list[int] | None, learn("Seed of the held-out rows, the first weights and the order. Default 0. *")
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the rows. Default: about 1.5 M tokens in all.")
-    ] = None,
-    tokens: Annotated[int | None, typer.Option(help="Training tokens in all, in place of --epochs.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. Default: from the budget.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step. Default: from the set's size.")] = None,
-    shuffle_rows: Annotated[int | None, typer.Option(help="Rows shuffled at a time. Default 65,536.")] = None,
+    recipe: Annotated[Path | None, learn("TOML file with a \\[train] table; options override it.")] = None,
+    set_name: Annotated[str | None, read(SET_HELP, "--set")] = None,
+    target: Annotated[str | None, read("Set of the same tokens whose rows are predicted: a transcoder.")] = None,
+    epochs: Annotated[int | None, pace("Passes over the rows. Default: about 1.5 M tokens in all.")] = None,
+    tokens: Annotated[int | None, pace("Training tokens in all, in place of --epochs.")] = None,
+    lr: Annotated[float | None, pace("Learning rate. Default: from the budget.")] = None,
+    batch: Annotated[int | None, pace("Rows per step. Default: from the set's size.")] = None,
+    shuffle_rows: Annotated[int | None, pace("Rows shuffled at a time. Default 65,536.")] = None,
     encoder_dtype: Annotated[
         str | None,
-        typer.Option(help="float32 or bfloat16 (faster; how far it selects the same features is measured and shown)."),
+        pace("float32 or bfloat16 (faster; how far it selects the same features is measured and shown)."),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Set of the same tokens whose rows are predicted: a transcoder.")
-    ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Of the split, the start and the order. Default 0. *")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file with a \\[train] table; flags override it.")] = None,
-    shard_features: Annotated[
-        bool, typer.Option("--shard-features", help="Under torchrun: divide the features, not the rows.")
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="Name of the SAE. Default: from its settings.")] = None,
+    name: Annotated[str | None, keep("Name of the SAE. Default: from its settings.")] = None,
+    index: Annotated[
+        bool, keep("Build the feature index at the end, of several SAEs the best one's.", "--index/--no-index")
+    ] = True,
     wandb: Annotated[
-        bool, typer.Option("--wandb", help="Log the measurements to Weights & Biases too, under the project lensae.")
+        bool, keep("Log the measurements to Weights & Biases too, under the project lensae.", "--wandb")
     ] = False,
-    set_name: SetOption = None,
+    shard_features: Annotated[
+        bool, run("Under torchrun: divide the features, not the rows.", "--shard-features")
+    ] = False,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train sparse autoencoders on an activation set, streaming from its shards.
 
-    A tenth of the prompts is held out whole; training stops early when those stop improving; the best weights are
-    kept, in the layout that SAELens loads. An interrupted training goes on when the same command is given again.
+    A tenth of the prompts is held out whole; training stops early when their loss stops improving; the best weights are
+    kept, in the layout that SAELens loads, and their features are indexed. An interrupted training is resumed when the
+    same command is given again.
 
-    Several processes train together under torchrun: torchrun --nproc-per-node 2 main.py train ... Each learns from its
-    part of every batch; with --shard-features each holds its part of the features, for SAEs too wide for one device.
-    Either way the SAE is the one that a single process trains, but for rounding.
+    Several processes train one SAE under torchrun. Each learns from its share of every batch; with --shard-features
+    each holds a share of the features, for SAEs too wide for one device. Either way the SAE is the one that a single
+    process trains, but for rounding.
 
     Options marked * may be given several times: every combination is trained on one pass over the rows, and compared.
     """
-    given = {key: value for key, value in locals().items() if key not in APART}
+    given = {key: value for key, value in locals().items() if key not in NOT_IN_RECIPE}
     from contextlib import ExitStack
 
-    from lensae.recipe import load_sweep
+    from lensae.core.device import use_device
+    from lensae.core.recipe import load_sweep
 
     settings = load_sweep(recipe, **given)
     from lensae.views import train as view
     from lensae.views.console import out
 
     with ExitStack() as stack:
+        stack.enter_context(use_device(device))
         watcher = live = stack.enter_context(view.LiveTraining())
         if wandb:
-            from lensae.stages.wandb_runs import Logged
+            from lensae.stages.train.wandb import WandbWatcher
 
-            watcher = stack.enter_context(Logged(live, live.say))
+            watcher = stack.enter_context(WandbWatcher(live, live.say))
         if len(settings) > 1:
-            from lensae.stages.sweep import sweep as run
+            from lensae.stages.train.sweep import sweep as train
             from lensae.views import sweep as view
         else:
-            from lensae.stages.train import train as run
+            from lensae.stages.train.run import train
 
             settings = settings[0]
-        report = run(settings, set_name, name, watcher, command_line(), shard_features)
-    if report is None:  # another process tells
+        report = train(settings, set_name, name, watcher, command_line(), shard_features, index)
+    if report is None:  # another process reports
         return
     if as_json:
         view.as_json(report)

@@ -1,4 +1,4 @@
-"""Cutting and joining texts to the model's context, and batching them so that no work is spent on padding."""
+"""Cutting and joining texts to fit the model's context, and batching them with little padding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POOL = 16  # batches whose items are sorted by length together
 
 
 def windows(ids: Iterable[int], bos: int | None, context: int) -> Iterator[list[int]]:
-    """`ids` (with `bos` in front, when there is one) as inputs of at most `context` tokens, each with its own BOS."""
+    """`ids` (with `bos` in front, if there is one) as inputs of at most `context` tokens, each with its own BOS."""
     source = iter(ids)
     first = list(islice(source, context))
     yield first
@@ -21,22 +21,22 @@ def windows(ids: Iterable[int], bos: int | None, context: int) -> Iterator[list[
 
 
 def joined(documents: Iterable[tuple[str, Iterable[int]]], bos: int | None, context: int) -> Iterator[tuple]:
-    """Documents (label, ids with `bos` in front) one after the other as inputs of exactly `context` tokens.
+    """Documents (label, ids with `bos` in front), joined into inputs of exactly `context` tokens.
 
     Each input begins with `bos`, which also stands before every document in it; only the last may be shorter. Yields
     (label, ids): the label that all documents of an input share, or "".
     """
     lead = [bos] if bos is not None else []
-    window, labels = list(lead), []
+    window, labels = list(lead), list[str]()
     for label, ids in documents:
         source = _body(ids, bos)
-        between = lead if len(window) > len(lead) else []
-        while piece := list(islice(source, max(1, context - len(window) - len(between)))):
-            window += between
-            if len(window) == context:  # there was room for the BOS alone
+        separator = lead if len(window) > len(lead) else []
+        while tokens := list(islice(source, max(1, context - len(window) - len(separator)))):
+            window += separator
+            if len(window) == context:  # only the BOS fitted
                 yield _shared(labels), window
                 window, labels = list(lead), []
-            window, between = window + piece, []
+            window, separator = window + tokens, []
             labels.append(label)
             if len(window) == context:
                 yield _shared(labels), window
@@ -48,7 +48,7 @@ def joined(documents: Iterable[tuple[str, Iterable[int]]], bos: int | None, cont
 def _body(ids: Iterable[int], bos: int | None) -> Iterator[int]:
     source = iter(ids)
     first = next(source, bos)
-    return source if first == bos else chain([first], source)
+    return source if first is None or first == bos else chain([first], source)
 
 
 def _shared(labels: list[str]) -> str:
@@ -65,8 +65,8 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def full_batches(items: Iterable[T], tokens: int, length: Callable[[T], int], pool: int = POOL) -> Iterator[list[T]]:
     """Items of like length together, in batches of at most `tokens` tokens (or one item), padding counted.
 
-    Lengths are sorted within pools of about `pool` batches. The order depends on the items alone, so an interrupted
-    pass finds the same batches again.
+    Lengths are sorted within pools of about `pool` batches. The order depends on the items alone, so a resumed
+    pass makes the same batches.
     """
     members: list[T] = []
     total = 0

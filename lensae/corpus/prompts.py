@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from lensae import registry
-from lensae.errors import UserError, unknown
-from lensae.records import Prompt, ReadOptions
+from lensae.core import registry
+from lensae.core.errors import UserError, unknown
+from lensae.core.records import Prompt, ReadOptions
 
 PLACEHOLDER = "{text}"
+READERS = "corpus.readers"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in order; `template` wraps each (it is `{text}` alone when there is none).
+    """Texts in order; `template` wraps each (`{text}` alone changes nothing).
 
-    `count` is how many there are, or None for a stream whose end is not known; `sha256` is over the file's bytes and
-    the template, or over what a stream's reader knows it by.
+    `count` is the number of texts, or None for a stream of unknown length; `sha256` is over the file's bytes and the
+    template, or over the identity that a stream's reader reports.
     """
 
     name: str
@@ -47,23 +48,24 @@ def shipped() -> dict[str, Path]:
     """The corpora that come with lensae, by name: beside the package in a checkout, inside it when installed."""
     here = Path(__file__).resolve().parent
     for folder in (here.parents[1] / "corpora", here / "shipped"):
-        found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-        if found:
-            return found
+        paths = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        if paths:
+            return paths
     return {}
 
 
 def load(name: str, options: ReadOptions | None = None) -> Corpus:
-    """The corpus `name`: a shipped name, a file whose ending a reader knows, `hf:<dataset>`, or `-` (text lines).
+    """The corpus `name`: a shipped name, a file whose ending is the name of a reader, that of a reader and a name for
+    it (`hf:<dataset>`), or `-` (text lines).
 
-    A file is read through once, so that whatever is wrong with it is said before any work is done; nothing of it
-    is kept in memory. A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises
-    UserError for an unknown name or ending, a file that cannot be read as what it says it is, and one without text.
+    A file is read once from start to end, so that any fault in it is reported before work begins; it is not kept in
+    memory. A file `<stem>.template.txt` beside it, one line with `{text}` in it, wraps every text. Raises
+    UserError for an unknown name or ending, a file that does not hold what its ending says, and one without text.
     """
     options = options or ReadOptions()
     prefix, _colon, rest = name.partition(":")
-    if rest and prefix in _prefixes():
-        return _stream(name, prefix, rest, options)
+    if rest and prefix in registry.names(READERS) and _reads_names(reader := registry.load(READERS, prefix)):
+        return _stream(name, reader, rest, options)
     path = _find(name)
     reader, template = _reader(path), _template(path)
     try:
@@ -79,8 +81,7 @@ def load(name: str, options: ReadOptions | None = None) -> Corpus:
     return Corpus(path.stem, path, digest.hexdigest(), template, count, reader, options)
 
 
-def _stream(name: str, prefix: str, rest: str, options: ReadOptions) -> Corpus:
-    reader = registry.load("corpus.readers", prefix)
+def _stream(name: str, reader: ModuleType, rest: str, options: ReadOptions) -> Corpus:
     digest = hashlib.sha256(f"{name}\0{reader.identity(rest)}".encode()).hexdigest()
     corpus = Corpus(rest.replace(":", "-"), rest, digest, PLACEHOLDER, None, reader, options)
     if next(iter(corpus), None) is None:
@@ -102,7 +103,7 @@ def _find(name: str) -> Path:
 
 
 def _standard_input() -> Path:
-    """What comes in on standard input, kept in a temporary file so that it can be read twice."""
+    """Standard input, copied to a temporary file so that it can be read twice."""
     folder = Path(tempfile.mkdtemp(prefix="lensae-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "stdin.txt"
@@ -113,18 +114,16 @@ def _standard_input() -> Path:
 
 
 def _reader(path: Path) -> ModuleType:
+    """The reader of files with this ending."""
     ending = path.suffix.lstrip(".").lower()
-    prefixes = _prefixes()
-    known = [name for name in registry.names("corpus.readers") if name not in prefixes]
-    if ending not in known:
-        raise UserError(f"no reader for {path.name}", f"known endings: {', '.join('.' + n for n in known)}")
-    return registry.load("corpus.readers", ending)
+    if ending in registry.names(READERS) and not _reads_names(reader := registry.load(READERS, ending)):
+        return reader
+    raise UserError(f"no reader for {path.name}", f"readers: {', '.join(registry.names(READERS))}")
 
 
-def _prefixes() -> set[str]:
-    """The readers of what is named by a prefix: those that can tell its identity."""
-    loaded = {name: registry.load("corpus.readers", name) for name in registry.names("corpus.readers")}
-    return {name for name, reader in loaded.items() if hasattr(reader, "identity")}
+def _reads_names(reader: ModuleType) -> bool:
+    """Whether a reader reads what a name after its own means (`hf:<dataset>`), not files with its ending."""
+    return hasattr(reader, "identity")
 
 
 def _template(path: Path) -> str:

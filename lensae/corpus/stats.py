@@ -1,12 +1,13 @@
-"""What a corpus is made of."""
+"""Statistics of a corpus: words, labels, tokens."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import mean
 
+from lensae.core.records import CorpusStats
 from lensae.corpus.prompts import Corpus
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -28,23 +29,6 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class CorpusStats:
-    """Counts over a corpus; `tokens` is None when no tokenizer was given."""
-
-    name: str
-    prompts: int
-    words: int
-    words_mean: float
-    words_min: int
-    words_max: int
-    labels: tuple[tuple[str, int], ...]
-    content_words: tuple[tuple[str, int], ...]
-    template: str
-    tokens: int | None = None
-    tokens_mean: float | None = None
-
-
 def words(text: str) -> list[str]:
     """The words of `text`, in lower case."""
     return WORD.findall(text.lower())
@@ -55,7 +39,7 @@ def content_words(text: str) -> list[str]:
     return [word for word in words(text) if len(word) > 1 and word.replace("’", "'") not in FUNCTION_WORDS]
 
 
-def describe(corpus: Corpus, count_tokens=None, most: int = 15) -> CorpusStats:
+def describe(corpus: Corpus, count_tokens: Callable[[str], int] | None = None, most: int = 15) -> CorpusStats:
     """Count `corpus`; `count_tokens(text)` gives the tokens of one text, as the model reads it."""
     lengths: list[int] = []
     tokens: list[int] = []

@@ -14,8 +14,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lensae.durable import write_file
-from lensae.errors import DamagedError
+from lensae.core.durable import write_file
+from lensae.core.errors import DamagedError
 
 SCHEMA = 1
 # Bin i of a histogram holds activations from EDGES[i] up to EDGES[i + 1]: steps of a factor sqrt(2), 2^-8 to 2^16.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
+from lensae.core.records import FeatureStats, Posting
 from lensae.index.file import open_segment
-from lensae.records import FeatureStats, Posting
 
 BLOCK = 64
 
@@ -31,7 +31,7 @@ class Index:
 
     def segment_path(self, number: int) -> Path:
         """The file of the segment of shard `number`."""
-        return self.folder / self.shards[number]["file"]
+        return self.folder / self.shards[number].file
 
     def _column(self, name: str) -> list[np.ndarray]:
         columns = []
@@ -84,7 +84,7 @@ class Index:
         """Per feature (F,): count, density, mean over firings, max."""
         count = np.sum(self._column("count"), axis=0)
         total = np.sum(self._column("sum"), axis=0)
-        rows = sum(shard["rows"] for shard in self.shards)
+        rows = sum(shard.rows for shard in self.shards)
         mean = np.divide(total, count, out=np.zeros(len(count)), where=count > 0)
         return {"count": count, "density": count / rows, "mean": mean, "max": np.max(self._column("max"), axis=0)}
 
@@ -125,4 +125,4 @@ def is_current(path: Path, shard: dict) -> bool:
     if not path.is_file():
         return False
     with open_segment(path) as segment:
-        return segment.attrs["shard_sha256"] == shard["sha256"]
+        return segment.attrs["shard_sha256"] == shard.sha256

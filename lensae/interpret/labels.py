@@ -1,4 +1,4 @@
-"""Which label a feature tells from the rest, over the labelled documents of a set.
+"""Which label each feature separates from the others, over the labelled documents of a set.
 
 Shapes: N documents, F features.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse, stats
 
-from lensae.records import LabelScore
+from lensae.core.records import LabelScore
 
 
 def strongest_per_document(
@@ -36,7 +36,7 @@ def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
 def label_scores(
     strongest_NF: sparse.csc_matrix, labels: Sequence[str], k: int, least_documents: int = 10
 ) -> list[LabelScore]:
-    """The `k` features that best tell one label from the others, by AUROC over documents, falling.
+    """The `k` features that best separate one label from the others, by AUROC over documents, falling.
 
     Only documents with a label count, and only features that fire in `least_documents` of them. A feature is scored
     for the label with the largest share of its activation, each label weighted equally.
@@ -52,9 +52,9 @@ def label_scores(
     fires = np.diff(matrix.indptr)
     candidates = np.flatnonzero(fires >= least_documents)
     candidates = candidates[np.argsort(-share.max(0)[candidates], kind="stable")][: 20 * k]
-    found = []
+    scores = []
     for feature in candidates:
         best = int(share[:, feature].argmax())
         area = auroc(matrix[:, [feature]].toarray().ravel(), code == best)
-        found.append(LabelScore(int(feature), names[best], float(share[best, feature]), area, int(fires[feature])))
-    return sorted(found, key=lambda score: -score.auroc)[:k]
+        scores.append(LabelScore(int(feature), names[best], float(share[best, feature]), area, int(fires[feature])))
+    return sorted(scores, key=lambda score: -score.auroc)[:k]

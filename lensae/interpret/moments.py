@@ -1,4 +1,4 @@
-"""What the activations at one hook look like as a cloud of points, streamed.
+"""The distribution of the activations at one hook: moments and spectrum, streamed.
 
 Shapes: B rows (tokens), D the width of the hook.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensae.errors import LensaeError
+from lensae.core.errors import LensaeError
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
 
@@ -43,7 +43,7 @@ class Figures:
 class Moments:
     """Sums in float64 over a stream of batches.
 
-    Means, the covariance and the third and fourth central moments of what has come so far are combined with those
+    The mean, the covariance and the third and fourth central moments of the rows so far are combined with those
     of each batch (Pébay 2008, SAND2008-6212): sums of raw powers lose every digit where a mean is large.
     """
 
@@ -56,21 +56,23 @@ class Moments:
         self.fourth_D = np.zeros(width)
 
     def add(self, x_BD: np.ndarray) -> None:
-        """Take one batch in."""
+        """Add one batch."""
         if not len(x_BD):
             return
         x = np.asarray(x_BD, np.float64)
-        size = np.abs(x)
-        self.abs_sum += float(size.sum())
-        self.abs_max = max(self.abs_max, float(size.max()))
+        magnitude = np.abs(x)
+        self.abs_sum += float(magnitude.sum())
+        self.abs_max = max(self.abs_max, float(magnitude.max()))
         self.norm_sum += float(np.linalg.norm(x, axis=1).sum())
         mean_D = x.mean(0)
         x = x - mean_D  # not in place: x may be the caller's own array
         square = x * x
         self._combine(len(x), mean_D, x.T @ x, (square * x).sum(0), (square * square).sum(0))
 
-    def _combine(self, b: int, mean_D, second_DD, third_D, fourth_D) -> None:
-        """Pébay's equations for a (what has come so far) and b (this batch); the fourth moment needs the old third,
+    def _combine(
+        self, b: int, mean_D: np.ndarray, second_DD: np.ndarray, third_D: np.ndarray, fourth_D: np.ndarray
+    ) -> None:
+        """Pébay's equations for a (the rows so far) and b (this batch); the fourth moment needs the old third,
         and both need the old second."""
         a, n = self.rows, self.rows + b
         d = mean_D - self.mean_D
@@ -84,7 +86,7 @@ class Moments:
         self.rows = n
 
     def result(self) -> Figures:
-        """The figures over everything taken in so far; raises LensaeError when that is nothing."""
+        """The figures over all rows so far; raises LensaeError when no row was added."""
         if not self.rows:
             raise LensaeError("there are no activations to describe")
         share_D = self._variance_shares()

@@ -1,6 +1,6 @@
-"""Which label a text reads like: multinomial naive Bayes over words, fitted on the documents of a set.
+"""The label that a text resembles most: multinomial naive Bayes over words, fitted on the documents of a set.
 
-It knows nothing of the SAE, so it can judge what steering did to a text.
+It is independent of the SAE, so it can judge the effect of steering on a text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class LabelModel:
 
     @property
     def labels(self) -> list[str]:
-        """The labels it can tell apart."""
+        """The labels in alphabetical order."""
         return sorted(self.counts)
 
     def probability(self, text: str, label: str) -> float:
-        """P(label | text); words that no document holds say nothing."""
+        """P(label | text); words that no document contains are ignored."""
         words = [word for word in self.split(text) if word in self.vocabulary]
         logs = {name: self._log_likelihood(words, name) for name in self.labels}
         largest = max(logs.values())

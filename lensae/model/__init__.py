@@ -5,7 +5,7 @@
 
 from lensae.model.source import EMBEDDED, ModelSource, resolve
 
-__all__ = ["EMBEDDED", "ModelSource", "has_gpu", "load", "load_tokenizer", "resolve"]
+__all__ = ["EMBEDDED", "ModelSource", "load", "load_tokenizer", "resolve"]
 
 
 def load(source: ModelSource, hooks=(), device: str | None = None, dtype: str = "float32", edited=()):
@@ -13,13 +13,6 @@ def load(source: ModelSource, hooks=(), device: str | None = None, dtype: str = 
     from lensae.model.loading import load as load_model
 
     return load_model(source, hooks, device, dtype, edited)
-
-
-def has_gpu() -> bool:
-    """Whether PyTorch sees a CUDA device."""
-    from lensae.model import loading
-
-    return loading.has_gpu()
 
 
 def load_tokenizer(source: ModelSource):

@@ -1,15 +1,16 @@
-"""transformers' own sdpa attention, with two things of ours: products that fit its size, and documents side by side.
+"""transformers' own sdpa attention, with two changes: products in the library that suits their size, and documents
+side by side.
 
 Attention's many tiny products stay on the default library: one decoding step of 64 ragged sequences spends ten times
-as long in attention when they go through oneDNN as everything else does. Long texts gain from it there too.
+as long in attention when they go through oneDNN, as all other products do. The products of long texts use oneDNN too.
 
 Inside `side_by_side(lengths)` whole documents stand one after the other in each row of a batch, without padding, in all
-rows alike; each attends within itself. On CPUs that is done here, a block of queries against the keys up to its end at
-a time: it takes 59 to 74 % of the time of PyTorch's function (128 to 512 tokens), in float32 whatever the type of the
-model.
+rows alike; each attends within itself. On CPUs this file computes it, a block of queries against the keys up to its
+end at a time: it takes 59 to 74 % of the time of PyTorch's function (128 to 512 tokens), in float32 whatever the type
+of the model.
 
-Shapes: B batch, H heads, G heads of keys and values, R = H / G, N tokens of all documents of a row, L tokens of one,
-C channels of a head, Q queries of a block, K keys, X = B G, Y = R Q.
+Shapes: B batch, H heads, G heads of keys and values, R = H / G, T tokens, N tokens of all documents of a row,
+L tokens of one, C channels of a head, Q queries of a block, K keys, X = B G, Y = R Q.
 """
 
 from __future__ import annotations

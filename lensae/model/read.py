@@ -1,6 +1,6 @@
-"""Reading finished texts: forward passes for their activations alone, cut off after the last hook.
+"""Reading finished texts: forward passes for activations alone, stopped after the last hook.
 
-Shapes: B batch, T tokens, N tokens of all documents, W the width of a hook.
+Shapes: B batch, T tokens, N tokens of all documents, W the width of a hook, 1 a single row.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lensae.model.generate import Written, distribute, left_pad, origin_of
 from lensae.model.language_model import Edit, LanguageModel, StopForward, Taps, last_block
 from lensae.model.precision import fast_matmul
 
-# How far two ways of reading may be apart, relatively, where numbers are float32 and where they are shorter: rounding
-# comes to 1e-6 and 1.5e-2 (smollm2-135m), documents that see each other to 0.8 and more.
+# The largest relative difference between two ways of reading, in float32 and in shorter formats: rounding causes 1e-6
+# and 1.5e-2 (smollm2-135m), documents that attend to each other cause 0.8 and more.
 AGREE, AGREE_SHORT = 1e-3, 0.1
 
 
@@ -37,14 +37,14 @@ def read(
 
 @torch.inference_mode()
 def ready(model: LanguageModel) -> None:
-    """Find out, once, which way of reading the model allows."""
+    """Test, once, which way of reading the model allows."""
     if model.side_by_side is None:
         with fast_matmul():
             model.side_by_side = can_read_side_by_side(model)
 
 
 def read_padded(model: LanguageModel, sequences, capture: Sequence[str], edits: Sequence[Edit] = ()) -> list[Written]:
-    """The plain way, open to every model: a row for each sequence, padded on the left."""
+    """The reference, which every model allows: a row for each sequence, padded on the left."""
     ids_BT, mask_BT = left_pad(model, sequences)
     taken = _pass(
         model, capture, edits, origin_of(model, ids_BT, mask_BT), input_ids=ids_BT, attention_mask=mask_BT,
@@ -56,7 +56,7 @@ def read_padded(model: LanguageModel, sequences, capture: Sequence[str], edits: 
 
 
 def read_side_by_side(model: LanguageModel, sequences, capture, edits: Sequence[Edit] = ()) -> list[Written]:
-    """Every sequence after the other in one row, each with positions and attention of its own."""
+    """All sequences one after another in one row, each with separate positions and attention."""
     lengths = [len(ids) for ids in sequences]
     ids_1N = torch.tensor([[i for ids in sequences for i in ids]], device=model.device)
     position_1N = torch.cat([torch.arange(n, device=model.device) for n in lengths])[None]
@@ -66,8 +66,8 @@ def read_side_by_side(model: LanguageModel, sequences, capture, edits: Sequence[
     written = [Written(list(ids)) for ids in sequences]
     bounds = np.cumsum(lengths)[:-1]
     for hook, (x_1NW,) in taken.items():
-        for one, array in zip(written, np.split(x_1NW[0].cpu().numpy(), bounds), strict=True):
-            one.activations[hook] = array
+        for sequence, array in zip(written, np.split(x_1NW[0].cpu().numpy(), bounds), strict=True):
+            sequence.activations[hook] = array
     return written
 
 
@@ -81,9 +81,9 @@ def _pass(model: LanguageModel, capture, edits, origin_BT, **inputs) -> dict[str
 
 
 def can_read_side_by_side(model: LanguageModel) -> bool:
-    """Whether documents side by side give what each gives alone, found by reading some both ways.
+    """Whether documents side by side give the same activations as each alone, tested by reading some both ways.
 
-    A family whose blocks mix tokens in another way than through transformers' attention does not.
+    They differ in families whose blocks mix tokens other than through transformers' attention.
     """
     if not model.own_attention or "position_ids" not in model.accepted:
         return False
@@ -91,9 +91,9 @@ def can_read_side_by_side(model: LanguageModel) -> bool:
     known = sorted(set(range(min(1000, model.config.vocab_size))) - model.text.special_ids)
     longest = min(model.context, (getattr(model.config, "sliding_window", None) or 8) + 8)
     sequences = [known[:3], known[1 : longest + 1], known[5:8], known[2:9]]
-    most = AGREE if model.network.dtype == torch.float32 else AGREE_SHORT
-    for together, one in zip(read_side_by_side(model, sequences, [hook]), sequences, strict=True):
-        alone = read_padded(model, [one], [hook])[0].activations[hook]
-        if not np.linalg.norm(together.activations[hook] - alone) <= most * np.linalg.norm(alone):
+    tolerance = AGREE if model.network.dtype == torch.float32 else AGREE_SHORT
+    for joint, ids in zip(read_side_by_side(model, sequences, [hook]), sequences, strict=True):
+        alone = read_padded(model, [ids], [hook])[0].activations[hook]
+        if not np.linalg.norm(joint.activations[hook] - alone) <= tolerance * np.linalg.norm(alone):
             return False
     return True

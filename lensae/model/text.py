@@ -1,4 +1,7 @@
-"""Text <-> tokens: encoding with a leading BOS, and the place in the text of every token."""
+"""Text and tokens: encoding with a leading BOS, and the span of every token in the text.
+
+Shapes: T tokens.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 
-REPLACEMENT = "\ufffd"  # what stands for bytes that are no character
-PIECE_CHARACTERS = 1_000_000
+REPLACEMENT = "\ufffd"  # stands for bytes that form no character
+CHUNK_CHARACTERS = 1_000_000
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 
 
 class Text:
-    """A tokenizer with lensae's conventions: one BOS in front, special tokens known, token -> characters kept."""
+    """A tokenizer with lensae's conventions: one BOS in front, special tokens known, each token's characters known."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -40,19 +43,19 @@ class Text:
         return next((i for i in ids if i is not None), None)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text with BOS in front; what looks like a special token in the text stays plain text."""
+        """Token ids of plain text with BOS in front; text that looks like a special token stays plain text."""
         return ([] if self.bos_id is None else [self.bos_id]) + list(self._plain(text))
 
     def stream(self, text: str) -> Iterator[int]:
-        """The same ids one by one: a text of hundreds of megabytes is tokenised as far as it is asked for.
+        """The same ids one by one: a text of hundreds of megabytes is tokenised only as far as it is consumed.
 
-        It is cut about every million characters before the space between two words, over which no token reaches.
+        It is cut about every million characters, before a space between two words, which no token crosses.
         """
         start = 0
         if self.bos_id is not None:
             yield self.bos_id
         while start < len(text):
-            between = BETWEEN_WORDS.search(text, start + PIECE_CHARACTERS)
+            between = BETWEEN_WORDS.search(text, start + CHUNK_CHARACTERS)
             stop = between.start() if between else len(text)
             yield from self._plain(text[start:stop])
             start = stop
@@ -80,48 +83,48 @@ class Text:
         return [i for i in ids if i not in self.special_ids]
 
     def spans(self, ids: Sequence[int]) -> tuple[str, np.ndarray, np.ndarray]:
-        """The text of `ids` and where each token stands in it.
+        """The text of `ids` and the span of each token in it.
 
         Returns (text, start (T,), end (T,)) in characters; `text[start[i]:end[i]]` is token i. The tokens of a
         character that is spread over several (an emoji in a byte-level vocabulary) share that character's span. A
         BOS in front belongs to the model's input and not to the text: its span is empty.
         """
         first = int(bool(len(ids)) and ids[0] == self.bos_id)
-        pieces = self._pieces_alone(ids[first:])
-        if pieces is None:
+        token_texts = self._separate_texts(ids[first:])
+        if token_texts is None:
             return self.spans_in_context(ids)
         end = np.zeros(len(ids), np.int32)
-        np.cumsum(np.fromiter(map(len, pieces), np.int32, len(pieces)), out=end[first:])
-        return "".join(pieces), np.concatenate([np.zeros(1, np.int32), end])[: len(ids)], end
+        np.cumsum(np.fromiter(map(len, token_texts), np.int32, len(token_texts)), out=end[first:])
+        return "".join(token_texts), np.concatenate([np.zeros(1, np.int32), end])[: len(ids)], end
 
-    def _pieces_alone(self, ids: Sequence[int]) -> list[str] | None:
-        """Each token's text on its own, where they come to the text of all; None where a token needs its neighbours."""
-        pieces = [self._alone[i] for i in ids]
-        text = "".join(pieces)
-        return None if REPLACEMENT in text or text != self._decode(list(ids)) else pieces
+    def _separate_texts(self, ids: Sequence[int]) -> list[str] | None:
+        """The text of each token decoded alone, or None where these do not add up to the text of all."""
+        token_texts = [self._alone[i] for i in ids]
+        text = "".join(token_texts)
+        return None if REPLACEMENT in text or text != self._decode(list(ids)) else token_texts
 
     def spans_in_context(self, ids: Sequence[int]) -> tuple[str, np.ndarray, np.ndarray]:
         """The same for every vocabulary, decoding each token together with the one before it."""
         first = int(bool(len(ids)) and ids[0] == self.bos_id)
         start, end = np.zeros(len(ids), np.int32), np.zeros(len(ids), np.int32)
-        pieces, length, known, done = [], 0, first, first
-        # known..done is a window of tokens whose text is settled: decoding from `known` gives the next tokens
-        # the context (leading spaces, joined bytes) that they have in the whole.
+        token_texts, length, known, done = [], 0, first, first
+        # The text of the tokens known..done is known: decoding from `known` gives the next tokens the context
+        # (leading spaces, joined bytes) that they have in the whole text.
         for i in range(first, len(ids)):
             before = self._decode(ids[known:done])
             now = self._decode(ids[known : i + 1])
             if now.endswith(REPLACEMENT) and i + 1 < len(ids) and i - done < 8:
                 continue
-            piece = now[len(before) :]
-            start[done : i + 1], end[done : i + 1] = length, length + len(piece)
-            pieces.append(piece)
-            length += len(piece)
+            added = now[len(before) :]
+            start[done : i + 1], end[done : i + 1] = length, length + len(added)
+            token_texts.append(added)
+            length += len(added)
             known, done = done, i + 1
-        return "".join(pieces), start, end
+        return "".join(token_texts), start, end
 
 
 class _Alone(dict):
-    """The text of each token that was ever asked for, on its own."""
+    """The text of each token decoded alone, cached."""
 
     def __init__(self, decode):
         super().__init__()
@@ -133,7 +136,7 @@ class _Alone(dict):
 
 
 def _raw_decoder(tokenizer):
-    """The Rust tokenizer's own decode (a few microseconds) where there is one."""
+    """The decode of the Rust tokenizer (a few microseconds), or else that of transformers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -69,7 +69,7 @@ def next_token_losses(
     unembedding: Unembedding, clean_ND: torch.Tensor, variants: Sequence[HiddenStates], target_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropies (1 + S, N) of the targets, the clean ones first, and KL(clean || variant) (S, N), in nats,
-    float64, from final hidden states.
+    in `sum_dtype`, from final hidden states.
 
     KL = sum p (z - z') - log sum exp z + log sum exp z' for logits z of the clean and z' of the variant's distribution,
     p = softmax(z).
@@ -84,7 +84,7 @@ def next_token_losses(
 
 @dataclass
 class VocabularySums:
-    """Sums over the vocabulary entries so far, float64: `log_sum_SN` (1 + S, N), the logarithm of the sum of
+    """Sums over the vocabulary entries so far, in `sum_dtype`: `log_sum_SN` (1 + S, N), the logarithm of the sum of
     exp(logit), of the clean model first, and `difference_SN` (S, N), the mean under its distribution over these entries
     of (clean logit - variant's logit)."""
 
@@ -92,10 +92,11 @@ class VocabularySums:
     difference_SN: torch.Tensor
 
     @classmethod
-    def empty(cls, variants: int, tokens: int, device) -> VocabularySums:
+    def empty(cls, variants: int, tokens: int, device: torch.device) -> VocabularySums:
         """Before the first block."""
-        log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=torch.float64, device=device)
-        return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=torch.float64, device=device))
+        dtype = sum_dtype(device)
+        log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=dtype, device=device)
+        return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=dtype, device=device))
 
     @property
     def kl_SN(self) -> torch.Tensor:
@@ -137,13 +138,19 @@ def _shared(logits_UC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _softmax(logits_XC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax (X, C), and the logarithm of the sum of exp(logit) (X,) float64.
+    """softmax (X, C), and the logarithm of the sum of exp(logit) (X,).
 
     The largest probability is 1 over the sum of exp(logit - the largest logit): PyTorch's softmax takes half as long as
     computing that sum from exp.
     """
     p_XC = logits_XC.softmax(-1)
-    return p_XC, logits_XC.amax(-1).double() - p_XC.amax(-1).double().log()
+    dtype = sum_dtype(logits_XC.device)
+    return p_XC, logits_XC.amax(-1).to(dtype) - p_XC.amax(-1).to(dtype).log()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The precision of sums over the vocabulary: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _entries(x: torch.Tensor) -> int:

@@ -12,8 +12,8 @@ V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from lensae.model.hooked import RESIDUAL
 from lensae.model.language_model import Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
 from lensae.model.read import AGREE, AGREE_SHORT, ready
-from lensae.model.score import next_token_logprobs, scoring_batches
+from lensae.model.score import TokenLosses, Variants, plain_losses
 from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losses, unembedding_of
 
 # Tokens, counted once for each variant, of a pass through the blocks; tokens whose losses are computed together (more
@@ -33,16 +33,6 @@ from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losse
 PASS_TOKENS, LOSS_TOKENS = 4096, 4096
 TRIED_TOKENS = (16, 9)  # of the documents that both ways are tried on
 ROUNDING = 1e-5  # how far, relatively, the streams of one token may be apart that are the same but for rounding
-Variants = Mapping[str, Sequence[Edit]]
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses in nats of the tokens of one sequence but the first: `ce_ST` cross-entropies, the clean model's first, and
-    `kl_ST` KL(clean || variant) of the distributions that they are drawn from, float64."""
-
-    ce_ST: np.ndarray = field(repr=False)
-    kl_ST: np.ndarray = field(repr=False)
 
 
 def variant_losses(
@@ -56,33 +46,6 @@ def variant_losses(
     run = OnePass.of(model, variants) if sequences else None
     losses = run.losses if run and run.agrees(sequences) else partial(plain_losses, model, variants)
     yield from losses(sequences, advance)
-
-
-def plain_losses(
-    model: LanguageModel, variants: Variants, sequences: Sequence[Sequence[int]], advance: Callable[[int], None]
-) -> Iterator[tuple[int, TokenLosses]]:
-    """The plain way, open to every model and all edits: a run of the whole model for each variant."""
-    for batch in scoring_batches(model, sequences):
-        ids = [sequences[i] for i in batch]
-        clean = next_token_logprobs(model, ids)
-        targets = [torch.tensor(one[1:], device=model.device) for one in ids]
-        ce = [[_cross_entropy(p, target)] for p, target in zip(clean, targets, strict=True)]
-        kl: list[list[np.ndarray]] = [[] for _ in ids]
-        for edits in variants.values():
-            for b, q in enumerate(next_token_logprobs(model, ids, edits)):
-                ce[b].append(_cross_entropy(q, targets[b]))
-                kl[b].append(_kl(clean[b], q))
-        advance(sum(map(len, ids)))
-        for b, i in enumerate(batch):
-            yield i, TokenLosses(np.stack(ce[b]), np.array(kl[b]).reshape(len(variants), -1))
-
-
-def _cross_entropy(logp_LV: torch.Tensor, target_T: torch.Tensor) -> np.ndarray:
-    return -logp_LV[:-1].gather(1, target_T[:, None])[:, 0].cpu().double().numpy()
-
-
-def _kl(logp_LV: torch.Tensor, logq_LV: torch.Tensor) -> np.ndarray:
-    return (logp_LV.exp() * (logp_LV - logq_LV)).sum(-1)[:-1].cpu().double().numpy()
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lensae.durable import write_json
-from lensae.errors import UserError, nearest
-from lensae.paths import experiments_root, find_set, list_saes
-from lensae.recipe import TrainRecipe, load_train, table
-from lensae.stages import collect, evaluate, index, lookup, steer, train
+from lensae.core.durable import write_json
+from lensae.core.errors import UserError, nearest
+from lensae.core.paths import experiments_root
+from lensae.core.recipe import load_train, table
+from lensae.stages import features as lookup
+from lensae.stages import index
+from lensae.stages.collect import run as collect
+from lensae.stages.evaluate import run as evaluate
+from lensae.stages.shared.progress import Progress
+from lensae.stages.steer import run as steer
+from lensae.stages.train import run as train
+from lensae.stages.train.data import open_data
+from lensae.stages.train.record import find_trained
+from lensae.stages.train.watcher import Watcher
 
 CANDIDATES, SELDOM = 16, 0.02
 TABLES = ("collect", "train", "features", "steer")
 
 
 @dataclass(frozen=True)
-class Done:
-    """One stage of an experiment: its name, the command that does the same, and its report."""
+class StageReport:
+    """One stage of an experiment and its report."""
 
     stage: str
-    command: str
     report: object
 
 
@@ -35,8 +44,10 @@ class ChosenFeature:
     examples: list
 
 
-def run(path: Path, progress, watcher: Callable[[], train.Watcher]) -> Iterator[Done | str]:
-    """Run the recipe. Yields each stage's command line before it starts (str) and its report when it is done (Done).
+def run(
+    path: Path, progress: Progress, new_watcher: Callable[[], AbstractContextManager[Watcher]]
+) -> Iterator[StageReport | str]:
+    """Run the recipe. Yields each stage's command line before it starts (str) and its report when it is done.
 
     A pass that is complete, and an SAE already trained by the same recipe on the same rows, are used as they are.
     Raises UserError for a recipe that cannot be used.
@@ -45,36 +56,37 @@ def run(path: Path, progress, watcher: Callable[[], train.Watcher]) -> Iterator[
     yield _line("collect", recipe["collect"])
     options = collect.CollectOptions(**recipe["collect"])
     collected = collect.collect(options, _line("collect", recipe["collect"]), progress)
-    yield Done("collect", "", collected)
+    yield StageReport("collect", collected)
     set_name = "/".join(collected.paths[0].parts[-2:])
 
-    yield _line("train", {**recipe["train"], "set": set_name})
+    yield _line("train", {**recipe["train"], "set": set_name, "index": False})
     settings = load_train(path)
-    sae_name = _trained(set_name, settings)
-    if sae_name is None:
-        with watcher() as seen:
-            trained = train.train(settings, set_name, None, seen)
-        sae_name = trained.sae.name
-        yield Done("train", "", trained)
+    sae = find_trained(open_data(settings, set_name), settings)
+    if sae is None:
+        with new_watcher() as watcher:
+            trained = train.train(settings, set_name, None, watcher, index=False)
+        sae = trained.sae
+        yield StageReport("train", trained)
+    sae_name = sae.name
     yield _line("evaluate", {})
     evaluated = evaluate.evaluate(set_name, sae_name, progress)
-    yield Done("evaluate", "", evaluated)
+    yield StageReport("evaluate", evaluated)
     yield _line("index", {})
-    yield Done("index", "", index.build(set_name, sae_name, progress))
+    yield StageReport("index", index.build(set_name, sae_name, progress))
 
     opened = lookup.open_lookup(set_name, sae_name)
     chosen = choose(opened, **recipe["features"])
     for feature in chosen:
         yield f"features top {feature.stats.feature} --k {len(feature.examples)}"
-        yield Done("features", "", feature)
+        yield StageReport("features", feature)
     scales = tuple(float(s) for s in recipe["steer"]["scales"])
     target = chosen[0].stats.feature
     samples = int(recipe["steer"].get("samples", 4))
     yield f"steer --feature {target} {' '.join(f'--scale {s:g}' for s in scales)} --samples {samples}"
     options = steer.SteerOptions(target, scales, samples=samples, set_name=set_name, sae_name=sae_name)
     steered = steer.steer(options, progress)
-    yield Done("steer", "", steered)
-    yield Done("results", "", _write(path, collected, settings, evaluated, chosen, steered))
+    yield StageReport("steer", steered)
+    yield StageReport("results", _write(path, collected, settings, evaluated, chosen, steered))
 
 
 def load(path: Path) -> dict[str, dict]:
@@ -98,25 +110,14 @@ def choose(opened: lookup.Lookup, count: int = 3, k: int = 5) -> list[ChosenFeat
     with the purest activation (times share) that fire seldom enough for their examples to show what they are about."""
     density = opened.index.table()["density"]
     scores = [score for score in lookup.by_label(opened, CANDIDATES) if density[score.feature] <= SELDOM]
-    found: dict[str, ChosenFeature] = {}
+    chosen: dict[str, ChosenFeature] = {}
     for score in sorted(scores, key=lambda score: -score.auroc * score.share):
-        if score.label not in found and len(found) < count:
+        if score.label not in chosen and len(chosen) < count:
             stats = opened.index.stats(score.feature)
-            found[score.label] = ChosenFeature(opened, score, stats, lookup.top(opened, score.feature, k))
-    if not found:
+            chosen[score.label] = ChosenFeature(opened, score, stats, lookup.top(opened, score.feature, k))
+    if not chosen:
         raise UserError(f"no feature of {opened.sae.name} tells the labels apart", "train longer, or collect more text")
-    return list(found.values())
-
-
-def _trained(set_name: str, recipe: TrainRecipe) -> str | None:
-    """An SAE that the same recipe made from the same shards, or None."""
-    entry = find_set(set_name)
-    shards = [shard["sha256"] for shard in entry.manifest["shards"]]
-    for sae in list_saes(entry):
-        same = sae.training.get("recipe") == asdict(recipe)
-        if same and sae.completed_at and sae.training["set"]["shards_sha256"] == shards:
-            return sae.name
-    return None
+    return list(chosen.values())
 
 
 def _line(stage: str, options: dict) -> str:

@@ -6,12 +6,12 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
+from lensae.core.paths import SaeEntry, SetEntry, find_pair
 from lensae.index.build import encode_shard
 from lensae.index.file import write_segment
 from lensae.index.query import Index, is_current
-from lensae.paths import SaeEntry, SetEntry, find_pair
-from lensae.stages.progress import Progress, Silent
+from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.reader import SetReader
 
 
@@ -32,16 +32,16 @@ class IndexReport:
 
 def check_match(entry: SetEntry, sae_entry: SaeEntry, cfg: dict) -> None:
     """Raise UserError when the SAE was not trained on this set's model and hook."""
-    model = entry.manifest["model"]
+    model = entry.manifest.model
     metadata = cfg.get("metadata", {})
-    if int(cfg["d_in"]) != int(entry.manifest["width"]):
+    if int(cfg["d_in"]) != int(entry.manifest.width):
         raise UserError(
-            f"SAE '{sae_entry.name}' takes {cfg['d_in']} dimensions, {entry.name} has {entry.manifest['width']}",
+            f"SAE '{sae_entry.name}' takes {cfg['d_in']} dimensions, {entry.name} has {entry.manifest.width}",
             "choose the set it was trained on with --set",
         )
     facts = (
-        ("model", metadata.get("model_weights_sha256"), model["weights_sha256"]),
-        ("hook", metadata.get("hook_name"), entry.manifest["hook"]),
+        ("model", metadata.get("model_weights_sha256"), model.weights_sha256),
+        ("hook", metadata.get("hook_name"), entry.manifest.hook),
     )
     for what, of_sae, of_set in facts:
         if of_sae and of_sae != of_set:
@@ -58,7 +58,7 @@ def build(set_name: str | None = None, sae_name: str | None = None, progress: Pr
     entry, sae_entry = find_pair(set_name, sae_name)
     reader = SetReader(entry)
     from lensae.model.precision import fast_matmul
-    from lensae.sae.checkpoint import WEIGHTS, load
+    from lensae.sae.formats.saelens import WEIGHTS, load
 
     sae = load(sae_entry.path)
     check_match(entry, sae_entry, sae.cfg)
@@ -66,15 +66,13 @@ def build(set_name: str | None = None, sae_name: str | None = None, progress: Pr
     started, built = time.perf_counter(), 0
     progress.start(f"indexing {sae.d_sae:,} features", entry.rows, "rows")
     for number, shard in enumerate(reader.shards):
-        path = sae_entry.index_path / shard["file"]
+        path = sae_entry.index_path / shard.file
         if not is_current(path, shard):
             with fast_matmul():
-                postings = encode_shard(sae, reader.chunks(number), shard["rows"])
-            write_segment(
-                path, postings, {"shard_sha256": shard["sha256"], "sae_sha256": digest, "rows": shard["rows"]}
-            )
+                postings = encode_shard(sae, reader.chunks(number), shard.rows)
+            write_segment(path, postings, {"shard_sha256": shard.sha256, "sae_sha256": digest, "rows": shard.rows})
             built += 1
-        progress.advance(shard["rows"])
+        progress.advance(shard.rows)
     count = Index(sae_entry.index_path, reader.shards).table()["count"]
     seconds = time.perf_counter() - started
     return IndexReport(

@@ -1,4 +1,7 @@
-"""survey: what the residual stream looks like after every block, and where to hook."""
+"""survey: figures of the residual stream after every block, and where to hook.
+
+Shapes: T tokens, D d_model.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from lensae import model as models
+from lensae.core.errors import LensaeError, UserError
 from lensae.corpus import packing
 from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
-from lensae.errors import LensaeError, UserError
 from lensae.interpret.moments import Figures, Moments
-from lensae.stages.progress import Progress, Silent
+from lensae.stages.shared.progress import Progress, Silent
 
 HOOKS = "blocks.*.hook_resid_post"
 CONTEXT = 512
 BATCH_TOKENS = 2048
-RISKY = 0.5  # of float16's range: what a larger corpus may hold should fit as well
+RISKY = 0.5  # of float16's range: the largest values of a larger corpus should fit too
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Choice:
+class HookChoice:
     """The hook to collect at, and why, in a sentence; `dtype` is what its activations can be stored in."""
 
     block: int
@@ -43,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SurveyReport:
-    """Every block in order. `tokens` counts what was measured: special tokens were read, and are not among them."""
+    """Every block in order. `tokens` counts the measured tokens; special tokens were read but not measured."""
 
     model: str
     corpus: str
@@ -51,13 +54,18 @@ class SurveyReport:
     tokens: int
     d_model: int
     blocks: tuple[Block, ...]
-    choice: Choice
+    choice: HookChoice
     seconds: float
+
+    @property
+    def middle(self) -> range:
+        """The blocks of the middle third, among which the hook is chosen."""
+        return middle_third(len(self.blocks))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a document as the model reads it; `start` is how the document begins."""
+    """The part of a document that the model reads at once; `start` is the beginning of the document's text."""
 
     document: int
     start: str
@@ -69,7 +77,7 @@ def survey(
 ) -> SurveyReport:
     """Read the first `max_tokens` tokens of a corpus once, measure every block's stream, and choose a hook.
 
-    Raises UserError for what the arguments get wrong and LensaeError for an activation that is not finite.
+    Raises UserError for wrong arguments and LensaeError for an activation that is not finite.
     """
     if max_tokens < 2:
         raise UserError(f"--max-tokens cannot be {max_tokens}", "2 or more")
@@ -100,19 +108,19 @@ def summary(report: SurveyReport) -> dict:
 
 
 def _windows(model, corpus: Corpus, most: int) -> Iterator[Window]:
-    """The corpus from its start, in windows, until `most` tokens that are not special have come."""
-    special, left = model.text.special_ids, most
+    """The corpus from its start, in windows, until they hold `most` tokens that are not special."""
+    special, missing = model.text.special_ids, most
     for number, prompt in enumerate(corpus):
         text = corpus.prompt_text(prompt)
         ids = model.text.encode(text)
         for window in packing.windows(ids, model.text.bos_id, min(CONTEXT, model.context)):
-            counted = [place for place, token in enumerate(window) if token not in special]
-            if len(counted) >= left:
-                yield Window(number, text[:40], window[: counted[left - 1] + 1])
+            counted = [position for position, token in enumerate(window) if token not in special]
+            if len(counted) >= missing:
+                yield Window(number, text[:40], window[: counted[missing - 1] + 1])
                 return
-            left -= len(counted)
+            missing -= len(counted)
             yield Window(number, text[:40], window)
-    if most - left < 2:
+    if most - missing < 2:
         raise UserError(f"{corpus.name} holds too little text", "a variance needs two tokens")
 
 
@@ -145,11 +153,11 @@ def middle_third(n_blocks: int) -> range:
     return range(n_blocks // 3, -(-2 * n_blocks // 3))
 
 
-def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
-    """Of the middle third, the block of the highest effective rank among those that float16 holds with ease.
+def choose(blocks: tuple[Block, ...], d_model: int) -> HookChoice:
+    """The block of the middle third with the highest effective rank among those whose values fit float16 easily.
 
-    In the middle a feature is no longer a single token and not yet the next one's preparation. Where every block
-    there has reached half of float16's range, all of them are considered, and float32 is the advice.
+    In the middle, features no longer stand for single tokens and do not yet prepare the next one. Where every block
+    of that third has reached half of float16's range, all of them are considered, and float32 is advised.
     """
     third = middle_third(len(blocks))
     middle = [blocks[n] for n in third]
@@ -157,13 +165,13 @@ def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
     best = max(safe or middle, key=lambda b: b.figures.effective_rank)
     f = best.figures
     largest = f"{f.abs_max:,.0f}, {f.float16_risk:.1%} of what float16 can hold"
-    who = f"blocks {third[0]} to {third[-1]}" if len(third) > 1 else f"block {third[0]}"
+    which = f"blocks {third[0]} to {third[-1]}" if len(third) > 1 else f"block {third[0]}"
     why = (
-        f"in the middle third of the stack ({who}) features are neither single tokens nor preparation of the next one, "
-        f"and block {best.block} has the highest effective rank there, {f.effective_rank:.1f} of {d_model}"
+        f"in the middle third of the stack ({which}) features are neither single tokens nor preparation of the next "
+        f"one, and block {best.block} has the highest effective rank there, {f.effective_rank:.1f} of {d_model}"
     )
     if not safe:
-        return Choice(
+        return HookChoice(
             best.block,
             best.hook,
             f"{why}; every block there has values of more than half of what float16 can hold (its own largest is "
@@ -172,4 +180,4 @@ def choose(blocks: tuple[Block, ...], d_model: int) -> Choice:
         )
     if len(safe) < len(middle):
         why += f", of the {len(safe)} whose largest value is below half of what float16 can hold"
-    return Choice(best.block, best.hook, f"{why}; its largest value is {largest}", "float16")
+    return HookChoice(best.block, best.hook, f"{why}; its largest value is {largest}", "float16")

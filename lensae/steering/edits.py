@@ -1,6 +1,6 @@
-"""Edits of the stream at a hook, as the model's hooks call them.
+"""Edits of the residual stream at a hook, which the hooks of a model call.
 
-Shapes: B batch, T tokens, D d_model.
+Shapes: B batch, T tokens, D d_model, 1 a single entry.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lensae import registry
+from lensae.core import registry
 from lensae.sae.base import SAE
 from lensae.steering import positions
 
@@ -38,14 +38,14 @@ class FeatureEdit:
 
 @dataclass(frozen=True)
 class MatchedDirection:
-    """A direction (D,) in place of a feature's own: at each token as long a change as `edit` would make there."""
+    """A direction (D,) in place of a feature's own: at each token a change of the same length as that of `edit`."""
 
     edit: FeatureEdit
     direction_D: torch.Tensor
 
     @property
     def hook(self) -> str:
-        """The hook of the edit it stands in for."""
+        """The hook of the edit that it replaces."""
         return self.edit.hook
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
@@ -67,8 +67,8 @@ class Replacement:
         return _replaced(x_BTD, origin_BT, self.function(x_BTD))
 
 
-class Noted:
-    """Leaves the stream at a hook as it is, and keeps a copy of it until it is taken, later in the same pass."""
+class StreamRecorder:
+    """Keeps a copy of the stream at a hook for a later edit in the same pass; changes nothing."""
 
     def __init__(self, hook: str):
         self.hook = hook
@@ -80,29 +80,32 @@ class Noted:
         return x_BTD
 
     def take(self) -> torch.Tensor:
-        """What was kept, which is then let go of."""
+        """Return the copy and drop it."""
+        assert self.x_BTD is not None, f"nothing was recorded at {self.hook}"
         x_BTD, self.x_BTD = self.x_BTD, None
         return x_BTD
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The stream replaced by a function of what was `noted` elsewhere in the same pass, at the tokens where
-    Replacement replaces it. The noting edit has to be among the edits of the pass, at a hook that comes before."""
+    """The stream replaced by a function of what `recorder` kept earlier in the same pass, at the tokens where
+    Replacement replaces it. The recorder must be among the edits of the pass, at an earlier hook."""
 
     hook: str
-    noted: Noted
+    recorder: StreamRecorder
     function: Callable[[torch.Tensor], torch.Tensor]
 
     def apply(self, x_BTD: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The replaced stream."""
-        return _replaced(x_BTD, origin_BT, self.function(self.noted.take()))
+        return _replaced(x_BTD, origin_BT, self.function(self.recorder.take()))
 
 
-def predicted(source: str, hook: str, function: Callable[[torch.Tensor], torch.Tensor]) -> list[Noted | Prediction]:
+def predicted(
+    source: str, hook: str, function: Callable[[torch.Tensor], torch.Tensor]
+) -> list[StreamRecorder | Prediction]:
     """The edits that replace the stream at `hook` by `function` of the stream at `source`."""
-    noted = Noted(source)
-    return [noted, Prediction(hook, noted, function)]
+    recorder = StreamRecorder(source)
+    return [recorder, Prediction(hook, recorder, function)]
 
 
 def reconstruct(sae: SAE) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -110,8 +113,8 @@ def reconstruct(sae: SAE) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: sae.decode(sae.encode(x))
 
 
-def _replaced(x_BTD: torch.Tensor, origin_BT: torch.Tensor, by_BTD: torch.Tensor) -> torch.Tensor:
-    return torch.where(positions.select("all", origin_BT)[..., None], by_BTD, x_BTD)
+def _replaced(x_BTD: torch.Tensor, origin_BT: torch.Tensor, new_BTD: torch.Tensor) -> torch.Tensor:
+    return torch.where(positions.select("all", origin_BT)[..., None], new_BTD, x_BTD)
 
 
 def _changed(x_BTD: torch.Tensor, where_BT: torch.Tensor, delta_BTD: torch.Tensor) -> torch.Tensor:

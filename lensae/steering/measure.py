@@ -1,4 +1,4 @@
-"""What an edit did to next-token distributions.
+"""The effect of an edit on next-token distributions.
 
 Shapes: T tokens, V vocabulary.
 """

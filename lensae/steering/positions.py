@@ -1,11 +1,14 @@
-"""Which tokens an edit acts on. Padding and special tokens (origin below 0) never are."""
+"""The tokens on which an edit acts; never padding or special tokens (origin below 0).
+
+Shapes: B batch, T tokens.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lensae.errors import unknown
-from lensae.records import GENERATED, PROMPT
+from lensae.core.errors import unknown
+from lensae.core.records import GENERATED, PROMPT
 
 if TYPE_CHECKING:
     import torch
@@ -20,5 +23,5 @@ def check(name: str) -> None:
 
 
 def select(name: str, origin_BT: torch.Tensor) -> torch.Tensor:
-    """The tokens (B, T) that `name` means."""
+    """The mask (B, T) of the tokens that `name` selects."""
     return origin_BT >= POSITIONS[name]

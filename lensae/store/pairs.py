@@ -1,4 +1,4 @@
-"""Two sets of the same tokens at different hooks: rows belong together by number, wherever the shards are cut.
+"""Two sets of the same tokens at different hooks: rows with the same number are paired, however the shards are divided.
 
 Shapes: B rows of a batch, D width of the set that is read, O width of the set that is predicted.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
+from lensae.core.program import command
 from lensae.store.reader import Selection, SetReader
 
 TOKEN_COLUMNS = ("token_id", "position", "documents/input_ids", "documents/start", "documents/input_start")
@@ -19,7 +20,7 @@ TOKEN_COLUMNS = ("token_id", "position", "documents/input_ids", "documents/start
 
 @dataclass(frozen=True)
 class Rows:
-    """Documents whose rows are read, and the same documents of another set, whose rows are to be predicted from them.
+    """Documents whose rows are read, and the same documents of a target set, whose rows are predicted from them.
 
     Without a `target` rows are predicted from themselves.
     """
@@ -47,20 +48,20 @@ class Rows:
 
 def check_same_tokens(reader: SetReader, other: SetReader) -> None:
     """Raise UserError unless the two sets hold the same tokens of the same documents in the same order."""
-    what = f"rows: {reader.rows} and {other.rows}" if reader.rows != other.rows else ""
-    if not what:
+    difference = f"rows: {reader.rows} and {other.rows}" if reader.rows != other.rows else ""
+    if not difference:
         digests = zip(TOKEN_COLUMNS, _token_digests(reader), _token_digests(other), strict=True)
-        what = ", ".join(name for name, here, there in digests if here != there)
-    if what:
-        model, hooks = reader.entry.manifest["model"]["name"], [r.entry.manifest["hook"] for r in (reader, other)]
+        difference = ", ".join(name for name, first, second in digests if first != second)
+    if difference:
+        model, hooks = reader.entry.manifest.model.name, [r.entry.manifest.hook for r in (reader, other)]
         raise UserError(
-            f"{reader.entry.name} and {other.entry.name} do not hold the same tokens ({what})",
-            f"collect both at once: python main.py collect {model} --hook {hooks[0]} --hook {hooks[1]}",
+            f"{reader.entry.name} and {other.entry.name} do not hold the same tokens ({difference})",
+            f"collect both at once: {command(f'collect {model} --hook {hooks[0]} --hook {hooks[1]}')}",
         )
 
 
 def _token_digests(reader: SetReader) -> list[str]:
-    """sha256 of each column over all shards, wherever they are cut (of a column of starts, of the lengths)."""
+    """sha256 of each column over all shards, however they are divided (of the lengths for a column of starts)."""
     digests = [hashlib.sha256() for _ in TOKEN_COLUMNS]
     for number in range(len(reader.shards)):
         with reader.shard(number) as shard:

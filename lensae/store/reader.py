@@ -1,6 +1,6 @@
 """Reading a set in its own order: by document, by batch and by chunk. Memory does not grow with the set.
 
-Shapes: N rows of a batch, D width of the hook.
+Shapes: N rows of a batch, D width of the hook, S documents of a shard.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.errors import DamagedError, UserError
-from lensae.paths import SetEntry
-from lensae.records import StoredDocument
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.paths import SetEntry
+from lensae.core.program import command
+from lensae.core.records import StoredDocument
 from lensae.store.schema import CHUNK_ROWS
 from lensae.store.shard import Shard
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Some documents of a set: for each shard, their indices in rising order; `rows` is what they come to."""
+    """Some documents of a set: for each shard, their indices in rising order; `rows` is the sum of their rows."""
 
     indices: tuple[np.ndarray, ...]
     rows: int
@@ -37,9 +38,9 @@ class Selection:
             return self
         keep = np.zeros(self.documents, bool)
         keep[np.linspace(0, self.documents - 1, max(1, count)).round().astype(int)] = True
-        parts = np.split(keep, np.cumsum([len(index) for index in self.indices])[:-1])
-        chosen = tuple(index[part] for index, part in zip(self.indices, parts, strict=True))
-        return Selection(chosen, round(self.rows * int(keep.sum()) / self.documents))
+        keep_by_shard = np.split(keep, np.cumsum([len(index) for index in self.indices])[:-1])
+        indices = tuple(index[kept] for index, kept in zip(self.indices, keep_by_shard, strict=True))
+        return Selection(indices, round(self.rows * int(keep.sum()) / self.documents))
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class SetReader:
 
     def __init__(self, entry: SetEntry):
         self.entry = entry
-        self.width = int(entry.manifest["width"])
-        self.shards = entry.manifest["shards"]
+        self.width = int(entry.manifest.width)
+        self.shards = entry.manifest.shards
         if not entry.rows:
-            raise UserError(f"the activation set {entry.name} is empty", "collect into it: python main.py collect")
+            raise UserError(f"the activation set {entry.name} is empty", f"collect into it: {command('collect')}")
 
     @property
     def rows(self) -> int:
@@ -68,14 +69,15 @@ class SetReader:
 
     def path(self, number: int) -> Path:
         """The file of shard `number`."""
-        return self.entry.path / "shards" / self.shards[number]["file"]
+        return self.entry.path / "shards" / self.shards[number].file
 
     def shard(self, number: int) -> Shard:
         """Shard `number`, opened; raises DamagedError when it is missing, cut short or not the one in the manifest."""
-        shard = Shard(self.path(number), number)
-        if shard.rows != self.shards[number]["rows"]:
+        shard, listed = Shard(self.path(number), number), self.shards[number]
+        if (shard.rows, shard.n_documents) != (listed.rows, listed.documents):
             shard.file.close()
-            raise DamagedError(f"{shard.path} holds {shard.rows} rows, the manifest says {self.shards[number]['rows']}")
+            holds = f"{shard.rows} rows of {shard.n_documents} documents"
+            raise DamagedError(f"{shard.path} holds {holds}, the manifest says {listed.rows} of {listed.documents}")
         return shard
 
     def everything(self) -> Selection:
@@ -91,24 +93,27 @@ class SetReader:
 
         About `fraction` of the prompts are held out, at least one; a set with a single prompt holds out nothing.
         """
-        keys, lengths = self._keys(seed)
-        groups = np.unique(np.concatenate([key[length > 0] for key, length in zip(keys, lengths, strict=True)]))
-        held = max(1, round(fraction * len(groups))) if len(groups) > 1 else 0
-        return _split(keys, lengths, int(groups[held - 1]) if held else -1)
+        keys, lengths = self._group_keys(seed)
+        groups = np.unique(np.concatenate([key_S[rows_S > 0] for key_S, rows_S in zip(keys, lengths, strict=True)]))
+        heldout = max(1, round(fraction * len(groups))) if len(groups) > 1 else 0
+        return _split(keys, lengths, int(groups[heldout - 1]) if heldout else -1)
 
     def split_at(self, limit: int, seed: int) -> Split:
-        """The split that an earlier one's `limit` means on the set as it is now.
+        """The split of the set as it is now with the `limit` of an earlier split.
 
-        A prompt stays on its side when others are added, so what was trained on is never among the held out.
+        A prompt stays on its side when others are added, so documents that were trained on are never held out.
         """
-        return _split(*self._keys(seed), limit)
+        return _split(*self._group_keys(seed), limit)
 
-    def _keys(self, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For each shard: a number per document that stands for its prompt, and how many rows the document has."""
+    def _group_keys(self, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each shard: the key of each document's group, and how many rows the document has, (S,) each.
+
+        This reads the texts of the whole set: it is for training and evaluation, not for queries.
+        """
         keys, lengths = [], []
         for number in range(len(self.shards)):
             with self.shard(number) as shard:
-                keys.append(_keys(shard, seed))
+                keys.append(_group_keys_of(shard, seed))
                 lengths.append(np.diff(shard.read("documents/start")))
         return keys, lengths
 
@@ -150,22 +155,22 @@ class SetReader:
 def _split(keys: list[np.ndarray], lengths: list[np.ndarray], limit: int) -> Split:
     sides = []
     for held_out in (False, True):
-        chosen = [(n > 0) & ((key <= limit) == held_out) for key, n in zip(keys, lengths, strict=True)]
-        rows = sum(int(n[c].sum()) for n, c in zip(lengths, chosen, strict=True))
-        sides.append(Selection(tuple(np.flatnonzero(c) for c in chosen), rows))
+        on_side = [(n_S > 0) & ((key_S <= limit) == held_out) for key_S, n_S in zip(keys, lengths, strict=True)]
+        rows = sum(int(n_S[mask_S].sum()) for n_S, mask_S in zip(lengths, on_side, strict=True))
+        sides.append(Selection(tuple(np.flatnonzero(mask_S) for mask_S in on_side), rows))
     return Split(sides[0], sides[1], limit)
 
 
 def group_of(prompt: str, text: str) -> str:
-    """What decides a document's side of the split: its prompt, or for plain text the document itself."""
+    """The text that decides a document's side of the split: its prompt, or for plain text the document itself."""
     return prompt or text
 
 
-def _keys(shard: Shard, seed: int) -> np.ndarray:
-    """A number per document that is the same for the same group and random otherwise (int64, at least 0)."""
-    pairs = zip(shard.texts("prompt"), shard.texts("text"), strict=True)
-    found = np.empty(shard.n_documents, np.int64)
-    for i, (prompt, text) in enumerate(pairs):
+def _group_keys_of(shard: Shard, seed: int) -> np.ndarray:
+    """A number per document (S,), int64 and at least 0: equal for documents of one group, random otherwise."""
+    texts = zip(shard.texts("prompt"), shard.texts("text"), strict=True)
+    key_S = np.empty(shard.n_documents, np.int64)
+    for i, (prompt, text) in enumerate(texts):
         digest = hashlib.sha256(f"{seed}\0{group_of(prompt, text)}".encode("utf-8", "surrogatepass")).digest()
-        found[i] = int.from_bytes(digest[:8], "big") >> 1
-    return found
+        key_S[i] = int.from_bytes(digest[:8], "big") >> 1
+    return key_S

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lensae.manifest import NEWEST
+from lensae.core.manifest import NEWEST
 
 SCHEMA = NEWEST
 CHUNK_ROWS = 1024  # rows read at once; a whole number of chunks
@@ -48,11 +48,6 @@ def chunk_rows(row_bytes: int) -> int:
 def shard_name(number: int, rank: int | None = None) -> str:
     """The file name of shard `number`, of process `rank` where several write."""
     return f"{number:05d}.h5" if rank is None else f"{number:05d}-{rank}.h5"
-
-
-def shard_number(name: str) -> int:
-    """The number in a shard's file name."""
-    return int(name.removesuffix(".h5").partition("-")[0])
 
 
 def content_digest(arrays: Mapping[str, np.ndarray], texts: Mapping[str, list[str]]) -> str:

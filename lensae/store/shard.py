@@ -2,6 +2,8 @@
 
 A shard's file image is made in memory first, so writing it is a plain write of bytes: a full disk or a kill can
 only leave a `.partial` file behind, never a half-written shard under its own name.
+
+Shapes: R rows of some documents, D width of the hook.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from lensae.errors import DamagedError, LensaeError, unknown
-from lensae.records import CapturedDocument, StoredDocument, TokenSpan
-from lensae.store.memory import MemoryFile
+from lensae.core.errors import DamagedError, LensaeError, unknown
+from lensae.core.program import command
+from lensae.core.records import CapturedDocument, StoredDocument, TokenSpan
+from lensae.store.memory_file import MemoryFile
 from lensae.store.schema import (
     CHUNK_ROWS,
     COMPRESSIONS,
@@ -27,7 +31,7 @@ from lensae.store.schema import (
     content_digest,
 )
 
-PIECE = 32_768  # elements; torch goes parallel above
+SERIAL_ELEMENTS = 32_768  # torch uses several threads for larger arrays
 
 
 def image(
@@ -55,9 +59,11 @@ def image(
     return memory.content(), rows
 
 
-def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def _columns(
+    documents: Sequence[CapturedDocument], hook: str, dtype: str
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     lengths = [len(d.token_id) for d in documents]
-    arrays = {"activations": _joined([d.activations[hook] for d in documents], np.dtype(dtype))}
+    arrays = {"activations": _concatenated([d.activations[hook] for d in documents], np.dtype(dtype))}
     for name, kind in ROW_COLUMNS.items():
         if name == "document":
             arrays[name] = np.repeat(np.arange(len(documents), dtype=kind), lengths)
@@ -70,30 +76,31 @@ def _columns(documents, hook: str, dtype: str) -> tuple[dict[str, np.ndarray], d
     return arrays, texts
 
 
-def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The parts (R, D) one below the other as `dtype`, each converted on its way to its place."""
-    joined = np.empty((sum(len(part) for part in parts), parts[0].shape[1]), dtype)
+def _concatenated(arrays: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """The arrays (R, D) one after another as `dtype`, without copies of the whole in between."""
+    all_RD = np.empty((sum(len(rows_RD) for rows_RD in arrays), arrays[0].shape[1]), dtype)
     end = 0
-    for part in parts:
-        end += len(part)
-        convert(part, joined[end - len(part) : end])
-    return joined
+    for rows_RD in arrays:
+        end += len(rows_RD)
+        convert(rows_RD, all_RD[end - len(rows_RD) : end])
+    return all_RD
 
 
-def convert(source: np.ndarray, target: np.ndarray) -> None:
-    """target[...] = source, (R, D) each, rounding to nearest even; float32 to float16 by torch where it is loaded.
+def convert(source_RD: np.ndarray, target_RD: np.ndarray) -> None:
+    """target[...] = source, rounding to nearest even; float32 to float16 by torch where it is loaded.
 
-    torch converts many times faster than numpy. A model that runs has loaded it, so it is never loaded for this, and
-    PIECE keeps every call below the size at which it would take threads away from the model.
+    torch converts many times faster than numpy. A running model has loaded it, so it is never loaded for this, and
+    SERIAL_ELEMENTS keeps each call below the size at which torch would take threads away from the model.
     """
     torch = sys.modules.get("torch")
-    if torch is None or (source.dtype, target.dtype) != (np.float32, np.float16) or not source.flags.writeable:
-        target[...] = source
+    halving = (source_RD.dtype, target_RD.dtype) == (np.float32, np.float16)
+    if torch is None or not halving or not source_RD.flags.writeable:
+        target_RD[...] = source_RD
         return
-    step = max(1, PIECE // max(1, source.shape[1]))
-    there, here = torch.from_numpy(source), torch.from_numpy(target)
+    step = max(1, SERIAL_ELEMENTS // max(1, source_RD.shape[1]))
+    source, target = torch.from_numpy(source_RD), torch.from_numpy(target_RD)
     for start in range(0, len(source), step):
-        here[start : start + step].copy_(there[start : start + step])
+        target[start : start + step].copy_(source[start : start + step])
 
 
 def _create(file: h5py.File, name: str, array: np.ndarray, compression: dict) -> None:
@@ -103,28 +110,28 @@ def _create(file: h5py.File, name: str, array: np.ndarray, compression: dict) ->
 
 
 def _compression(name: str | None) -> dict:
-    """What h5py's create_dataset takes for the compression `name`, which HDF5 then knows."""
+    """The arguments of h5py's create_dataset for the compression `name`, whose HDF5 filter is registered."""
     if name is None:
         return {}
     if name not in COMPRESSIONS:
         raise unknown("compression", name, COMPRESSIONS)
     settings = COMPRESSIONS[name]
     if isinstance(settings["compression"], int):
-        _know_filter(settings["compression"], f"compressing with {name}")
+        _register_filter(settings["compression"], f"compressing with {name}")
     return settings
 
 
-def _know_filter(code: int, why: str) -> bool:
-    """Have HDF5 know its filter number `code`; whether it does.
+def _register_filter(code: int, purpose: str) -> bool:
+    """Make HDF5's filter number `code` available if it can be; returns whether it is.
 
-    Raises LensaeError beginning with `why` when only hdf5plugin could have it and is not installed.
+    Raises LensaeError, which names the `purpose`, when hdf5plugin might have it and is not installed.
     """
     if h5py.h5z.filter_avail(code):
         return True
     try:
-        import hdf5plugin  # noqa: F401  (importing it makes its filters known)
+        import hdf5plugin  # noqa: F401  (importing it registers its filters)
     except ImportError:
-        raise LensaeError(f"{why} needs hdf5plugin, which is not installed", "pip install hdf5plugin") from None
+        raise LensaeError(f"{purpose} needs hdf5plugin, which is not installed", "pip install hdf5plugin") from None
     return bool(h5py.h5z.filter_avail(code))
 
 
@@ -146,7 +153,7 @@ class Shard:
     def _need_filters(self, layout: h5py.h5p.PropDCID) -> None:
         """Raises LensaeError when the activations are compressed by what is not installed."""
         for code, *_rest in (layout.get_filter(i) for i in range(layout.get_nfilters())):
-            if not _know_filter(code, f"reading {self.path}, which is compressed,"):
+            if not _register_filter(code, f"reading {self.path}, which is compressed,"):
                 raise DamagedError(f"{self.path} is compressed by HDF5 filter {code}, which is unknown here")
 
     def _damaged(self, error: Exception) -> DamagedError:
@@ -154,17 +161,17 @@ class Shard:
         if isinstance(error, FileNotFoundError):
             reason = "it is missing"
         return DamagedError(
-            f"shard {self.path} cannot be read: {reason}", "python main.py store verify names every fault"
+            f"shard {self.path} cannot be read: {reason}", f"{command('store verify')} names every fault"
         )
 
     def __enter__(self) -> Shard:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.file.close()
 
-    def read(self, name: str, where=...) -> np.ndarray:
-        """A slice of one dataset."""
+    def read(self, name: str, where: Any = ...) -> np.ndarray:
+        """One dataset, or the part of it that `where` selects, as in h5py."""
         try:
             return self.file[name][where]
         except (OSError, KeyError) as error:
@@ -199,7 +206,7 @@ class Shard:
         return StoredDocument(self.number, index, text, prompt, label, (start, end), ids)
 
     def digest(self) -> str:
-        """The digest of what the shard holds now, to be compared with its attribute."""
+        """The digest of the shard's present content, to be compared with its attribute `digest`."""
         names = ["activations", *ROW_COLUMNS, "documents/start", "documents/input_ids", "documents/input_start"]
         arrays = {name: self.read(name) for name in names}
         return content_digest(arrays, {f"documents/{name}": self.texts(name) for name in TEXT_COLUMNS})

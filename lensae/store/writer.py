@@ -1,4 +1,8 @@
-"""Writing a set: whole documents into shards, one manifest, resumable at any shard."""
+"""Writing a set: whole documents into shards, one manifest, resumable at any shard.
+
+The cost of a shard does not grow with the number of shards in the set: its record is appended to a journal, and the
+manifest is written whole only when a pass begins and when it is finished.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lensae.durable import clear_partials, write_file, write_json
-from lensae.errors import DamagedError, UserError
-from lensae.paths import read_set
-from lensae.records import CapturedDocument
+from lensae.core.durable import clear_partials, write_file
+from lensae.core.errors import DamagedError, UserError
+from lensae.core.locks import FolderLock
+from lensae.core.manifest import (
+    Manifest,
+    ModelRecord,
+    PassRecord,
+    ShardRecord,
+    add_shards,
+    append_shard,
+    read_journals,
+    read_manifest,
+    write_manifest,
+)
+from lensae.core.records import CapturedDocument
 from lensae.store import shard as shards
-from lensae.store.lock import WriterLock
-from lensae.store.schema import SCHEMA, shard_name, shard_number
+from lensae.store.schema import SCHEMA, shard_name
 
 SHARD_BYTES = 32 * 2**20
-FIXED = ("schema", "model", "hook", "width", "dtype")
 
 
 def default_shard_rows(width: int, dtype: str) -> int:
@@ -26,118 +39,133 @@ def default_shard_rows(width: int, dtype: str) -> int:
 
 
 def now() -> str:
-    """The present moment, as it is recorded everywhere."""
+    """The current time (UTC), as it is recorded everywhere."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 class SetWriter:
-    """Appends one collection pass to the set in `folder` (a context manager that holds the set's lock).
+    """Appends one collection pass to the set in `folder` (a context manager that has the set's lock).
 
-    `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: a pass with an equal
-    spec that was cut off is gone on with, `documents_done` saying how many documents its whole shards hold; one that
-    was finished has `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises
-    UserError when the set in the folder is of another model, hook or dtype.
+    `header` describes the set (schema, model, hook, width, dtype, versions) and `spec` the pass: an unfinished pass
+    with an equal spec is resumed, `documents_done` saying how many documents its whole shards hold; a finished one has
+    `complete` set. `corpus` is how the corpus was named, so that it can be found again. Raises UserError when the set
+    in the folder is of another model, hook or dtype, and LensaeError when another process is writing to it.
 
-    Several processes may write one pass: each gives its `rank` of `world`, counts its own documents and writes shards
-    of its own. Rank 0 alone holds the lock and writes the manifest; the others are made after it, and it finishes
-    after they have.
+    Several processes may write one pass: each gives its `rank` of `world_size`, counts its own documents and writes
+    shards of its own. Rank 0 alone has the lock and writes the manifest; the others are constructed after it, and it
+    calls `finish` after they have called `flush`.
     """
 
     def __init__(
         self,
         folder: Path,
-        header: dict,
+        header: Manifest,
         spec: dict,
         command: str,
         shard_rows: int | None = None,
         corpus: str = "",
         compress: str | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         self.folder, self.spec, self.corpus, self.compress = folder, spec, corpus, compress
-        self.rank, self.world = rank, world
-        self.shard_rows = shard_rows or default_shard_rows(header["width"], header["dtype"])
-        self._lock = WriterLock(folder) if rank == 0 else None
+        self.rank, self.world_size = rank, world_size
+        self.shard_rows = shard_rows or default_shard_rows(header.width, header.dtype)
+        self._lock = FolderLock(folder) if rank == 0 else None
         try:
             self.manifest = self._open_manifest(header)
             self.number = self._find_pass(command)
             if rank == 0:
                 clear_partials(self.folder / "shards")
-                self._adopt_whole_shards()
-                self._save()
+                self._list_whole_shards()
+                write_manifest(self.folder, self.manifest)
         except BaseException:
             self._release()
             raise
         self._pending: list[CapturedDocument] = []
         self._pending_rows = 0
-        self._rows_before = sum(shard["rows"] for shard in self.shards_of_pass())
+        self._rows_before = sum(shard.rows for shard in self.shards_of_pass())
+        own = [shard for shard in self.shards_of_pass() if shard.rank == rank]
+        self._documents_done = sum(shard.documents for shard in own)
+        self._rows_done = sum(shard.rows for shard in own)
+        self._taken_names = {shard.file for shard in self.manifest.shards}
+        first = self.pass_record.first_shard
+        self._next_number = max((shard.number + 1 for shard in own), default=first)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard")
         self._writing: Future | None = None
 
-    def _open_manifest(self, header: dict) -> dict:
+    def _open_manifest(self, header: Manifest) -> Manifest:
         (self.folder / "shards").mkdir(exist_ok=True)
         if not (self.folder / "manifest.json").is_file():
-            return {**header, "passes": [], "shards": []}
-        manifest = read_set(self.folder).manifest
-        for key in FIXED:
-            if manifest.get(key) != header[key]:
-                self._refuse(key, manifest.get(key), header[key])
+            return header
+        manifest = read_manifest(self.folder)
+        if manifest.model != header.model:
+            self._refuse_model(manifest.model, header.model)
+        for name in ("schema", "hook", "width", "dtype"):
+            before, given = getattr(manifest, name), getattr(header, name)
+            if before != given:
+                raise UserError(f"{self.folder} has {name} {before}, not {given}", "give --name for a set of its own")
         return manifest
 
-    def _refuse(self, key: str, there, given) -> None:
-        if key == "model":
-            if there["name"] == given["name"]:
-                raise UserError(f"the weights of {given['name']} are not those that {self.folder} holds", "give --name")
-            there, given = there["name"], given["name"]
-        raise UserError(f"{self.folder} has {key} {there}, not {given}", "give --name for a set of its own")
+    def _refuse_model(self, before: ModelRecord, given: ModelRecord) -> None:
+        if before.name == given.name:
+            raise UserError(f"the weights of {given.name} are not those that {self.folder} holds", "give --name")
+        what = f"{self.folder} has model {before.name}, not {given.name}"
+        raise UserError(what, "give --name for a set of its own")
 
     def _find_pass(self, command: str) -> int:
-        for number, known in enumerate(self.manifest["passes"]):
-            if known["spec"] == self.spec:
-                if not known["completed_at"] and known.get("processes", 1) != self.world:
+        for number, known in enumerate(self.manifest.passes):
+            if known.spec == self.spec:
+                if not known.completed_at and known.processes != self.world_size:
                     raise UserError(
-                        f"{self.folder} has this pass half done by {known.get('processes', 1)} processes, not "
-                        f"{self.world}",
-                        f"go on with: {known['command']}",
+                        f"{self.folder} has an unfinished pass of these settings by {known.processes} processes, "
+                        f"not {self.world_size}",
+                        f"resume it with: {known.command}",
                     )
                 return number
-        entry = {
-            "spec": self.spec,
-            "corpus": self.corpus,
-            "command": command,
-            "processes": self.world,
-            "first_shard": len(self.manifest["shards"]),
-            "started_at": now(),
-            "completed_at": None,
-        }
-        self.manifest["passes"].append(entry)
-        return len(self.manifest["passes"]) - 1
+        new = PassRecord(
+            spec=self.spec,
+            corpus=self.corpus,
+            command=command,
+            processes=self.world_size,
+            first_shard=len(self.manifest.shards),
+            started_at=now(),
+            completed_at=None,
+        )
+        self.manifest.passes.append(new)
+        return len(self.manifest.passes) - 1
 
-    def _adopt_whole_shards(self) -> None:
-        """List whole shards that are not: finished just before a kill, or by another process."""
-        listed = {entry["file"] for entry in self.manifest["shards"]}
-        for path in sorted(self.folder.glob("shards/*.h5")):
-            if path.name not in listed:
-                self._list(path.name, path.read_bytes())
+    def _list_whole_shards(self) -> None:
+        """List the whole shards that the manifest lacks: those of other processes and of one killed before it could."""
+        add_shards(self.manifest, read_journals(self.folder))
+        listed = {shard.file for shard in self.manifest.shards}
+        unlisted = [path for path in sorted(self.folder.glob("shards/*.h5")) if path.name not in listed]
+        add_shards(self.manifest, [self._record_of(path.name, path.read_bytes()) for path in unlisted])
 
-    def _list(self, name: str, data: bytes) -> None:
+    def _record_of(self, name: str, data: bytes | memoryview) -> ShardRecord:
         with shards.Shard(self.folder / "shards" / name) as shard:
-            if int(shard.attrs["pass"]) >= len(self.manifest["passes"]):
+            attrs = {key: int(shard.attrs.get(key, 0)) for key in ("pass", "first_document", "dropped", "rank")}
+            pass_number = attrs.pop("pass")
+            if pass_number >= len(self.manifest.passes):
                 raise DamagedError(f"{shard.path} belongs to a pass that the manifest does not have")
-            entry = {"file": name, "rows": shard.rows, "documents": shard.n_documents}
-            known = [key for key in ("pass", "first_document", "dropped", "rank") if key in shard.attrs]
-            entry |= {key: int(shard.attrs[key]) for key in known}
-        self.manifest["shards"].append(entry | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-        self.manifest["shards"].sort(key=lambda e: e["file"])
-
-    def _save(self) -> None:
-        write_json(self.folder / "manifest.json", self.manifest)
+            rows, documents = shard.rows, shard.n_documents
+        digest = hashlib.sha256(data).hexdigest()
+        return ShardRecord(
+            file=name,
+            rows=rows,
+            documents=documents,
+            bytes=len(data),
+            sha256=digest,
+            pass_number=pass_number,
+            first_document=attrs["first_document"],
+            dropped=attrs["dropped"],
+            rank=attrs["rank"],
+        )
 
     def __enter__(self) -> SetWriter:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._thread.shutdown(wait=True)
         self._release()
 
@@ -146,49 +174,46 @@ class SetWriter:
             self._lock.release()
 
     @property
-    def entry(self) -> dict:
-        """What the manifest says of this pass."""
-        return self.manifest["passes"][self.number]
+    def pass_record(self) -> PassRecord:
+        """The manifest's record of this pass."""
+        return self.manifest.passes[self.number]
 
     @property
     def complete(self) -> bool:
-        """Whether this very pass was finished before."""
-        return bool(self.entry["completed_at"])
+        """Whether this pass is finished."""
+        return bool(self.pass_record.completed_at)
 
     @property
     def documents_done(self) -> int:
-        """Documents of this pass and process in whole shards: an interrupted pass goes on with the next one."""
-        return sum(shard["documents"] for shard in self._own())
+        """Documents of this pass and process in whole shards: an interrupted pass is resumed with the next one."""
+        return self._documents_done
 
     @property
     def rows_done(self) -> int:
         """Rows of this pass and process in whole shards."""
-        return sum(shard["rows"] for shard in self._own())
+        return self._rows_done
 
-    def shards_of_pass(self) -> list[dict]:
-        """What the manifest says of the pass's whole shards, whoever wrote them."""
-        return [shard for shard in self.manifest["shards"] if shard["pass"] == self.number]
-
-    def _own(self) -> list[dict]:
-        return [shard for shard in self.shards_of_pass() if shard.get("rank", 0) == self.rank]
+    def shards_of_pass(self) -> list[ShardRecord]:
+        """The manifest's records of the pass's whole shards, of every rank."""
+        return [shard for shard in self.manifest.shards if shard.pass_number == self.number]
 
     def append(self, document: CapturedDocument) -> None:
-        """Add one document; as soon as there are `shard_rows` rows, a thread writes them while more are collected.
+        """Add one document; when `shard_rows` rows are pending, a thread writes them while more are collected.
 
-        Raises what went wrong in the thread (a full disk), at the latest when the pass is finished.
+        An exception in the thread (a full disk) is raised by a later call, at the latest by `finish`.
         """
         self._pending.append(document)
         self._pending_rows += len(document.token_id)
         if self._pending_rows >= self.shard_rows:
-            self._hand_over()
+            self._submit_pending()
 
-    def _hand_over(self) -> None:
-        """Let the thread write what is pending, once it is through with the shard before."""
-        self._wait()
+    def _submit_pending(self) -> None:
+        """Let the thread write the pending documents, once it has written the shard before."""
+        self._wait_for_thread()
         documents, self._pending, self._pending_rows = self._pending, [], 0
         self._writing = self._thread.submit(self._write_shard, documents)
 
-    def _wait(self) -> None:
+    def _wait_for_thread(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -196,43 +221,45 @@ class SetWriter:
     def _write_shard(self, documents: list[CapturedDocument]) -> None:
         name = self._next_name()
         attrs = {"pass": self.number, "first_document": self.documents_done}
-        attrs |= {"rank": self.rank} if self.world > 1 else {}
-        hook, dtype = self.manifest["hook"], self.manifest["dtype"]
-        data, _rows = shards.image(documents, hook, dtype, attrs, self.compress)
+        attrs |= {"rank": self.rank} if self.world_size > 1 else {}
+        data, rows = shards.image(documents, self.manifest.hook, self.manifest.dtype, attrs, self.compress)
         write_file(self.folder / "shards" / name, data)
-        self._list(name, data)
-        if self.rank == 0:
-            self._save()
+        shard = self._record_of(name, data)
+        append_shard(self.folder, shard)
+        self.manifest.shards.append(shard)
+        self._documents_done += len(documents)
+        self._rows_done += rows
 
     def _next_name(self) -> str:
-        """The name after this process's last shard of the pass; another pass may have taken it meanwhile."""
-        taken = {shard["file"] for shard in self.manifest["shards"]}
-        own = [shard_number(shard["file"]) for shard in self._own()]
-        number = max(own) + 1 if own else self.entry.get("first_shard", len(taken))
-        rank = self.rank if self.world > 1 else None
-        while shard_name(number, rank) in taken:
-            number += 1
-        return shard_name(number, rank)
+        """The name after this process's last shard of the pass, unless another pass has taken it."""
+        rank = self.rank if self.world_size > 1 else None
+        while shard_name(self._next_number, rank) in self._taken_names:
+            self._next_number += 1
+        self._next_number += 1
+        return shard_name(self._next_number - 1, rank)
 
     def flush(self) -> None:
-        """Write what is left, and wait until it is on disk."""
+        """Write the pending documents, and wait until they are on disk."""
         if self._pending:
-            self._hand_over()
-        self._wait()
+            self._submit_pending()
+        self._wait_for_thread()
 
     def finish(self, started: float | None = None) -> None:
-        """Write what is left and mark the pass complete; `started` is when its work began, by time.perf_counter()."""
+        """Write the pending documents and mark the pass complete; `started` is the time.perf_counter() of its begin."""
         self.flush()
         seconds = time.perf_counter() - started if started is not None else 0.0
-        self._adopt_whole_shards()
-        found = self.shards_of_pass()
-        totals = {key: sum(shard[key] for shard in found) for key in ("documents", "rows", "dropped")}
-        self.entry.update(totals)
-        self.entry.update(completed_at=now())
-        self.entry.update(seconds=round(seconds, 3), rows_in_seconds=totals["rows"] - self._rows_before)
-        self._save()
+        self._list_whole_shards()
+        of_pass, record = self.shards_of_pass(), self.pass_record
+        record.documents = sum(shard.documents for shard in of_pass)
+        record.rows = sum(shard.rows for shard in of_pass)
+        record.dropped = sum(shard.dropped for shard in of_pass)
+        record.completed_at, record.seconds = now(), round(seconds, 3)
+        record.rows_in_seconds = record.rows - self._rows_before
+        write_manifest(self.folder, self.manifest)
 
 
-def header(model: dict, hook: str, width: int, dtype: str, versions: dict) -> dict:
-    """The part of a manifest that stays the same over all passes."""
-    return {"schema": SCHEMA, "model": model, "hook": hook, "width": width, "dtype": dtype, "versions": versions}
+def header(model: ModelRecord, hook: str, width: int, dtype: str, versions: dict[str, str]) -> Manifest:
+    """The manifest of an empty set."""
+    return Manifest(
+        schema=SCHEMA, model=model, hook=hook, width=width, dtype=dtype, versions=versions, passes=[], shards=[]
+    )

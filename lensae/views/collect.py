@@ -1,9 +1,10 @@
-"""What a collection pass came to."""
+"""The report of a collection pass."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
+from lensae.core.program import command
 from lensae.views.console import print_json
 
 
@@ -25,7 +26,7 @@ def show(console: Console, report, next_step: bool = True) -> None:
     for path in report.paths:
         console.print(f"[dim]in[/] {path}", soft_wrap=True)
     if next_step:
-        console.print("[dim]next:[/] python main.py train")
+        console.print(f"[dim]next:[/] {command('train')}")
 
 
 def as_json(report) -> None:

@@ -46,6 +46,6 @@ def _plain(value):
 
 
 def current(set_name: str, sae_name: str | None = None) -> None:
-    """Say which set and SAE a command uses, as its first line."""
+    """Print which set and SAE a command uses, as its first line."""
     line = f"[dim]set[/] {set_name}" + (f"   [dim]SAE[/] {sae_name}" if sae_name else "")
     err().print(line)

@@ -1,4 +1,4 @@
-"""What a corpus is made of."""
+"""The statistics of a corpus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lensae.corpus.stats import CorpusStats
+from lensae.core.records import CorpusStats
 
 
 def show(console: Console, stats: CorpusStats) -> None:

@@ -1,4 +1,4 @@
-"""The course of a training, and what came of it, as PNGs."""
+"""The course of a training and its result as PNGs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PANELS = (
 
 
 def of_training(report) -> list[Path]:
-    """The pictures beside a trained SAE: its course, how often its features fire and how strongly."""
+    """Draw the figures beside a trained SAE: its course, how often its features fire and how strongly."""
     folder, fit = report.sae.path / "figures", report.fit
     return [
         course(report),
         density(fit.heldout.density.numpy(), folder / "density.png"),
-        activations(*fit.strengths, folder / "activations.png"),
+        activations(*fit.activation_histogram, folder / "activations.png"),
     ]
 
 
@@ -34,17 +34,19 @@ def course(report) -> Path:
 
     history = report.fit.history
     tokens = [line.tokens for line in history]
-    best = max((line for line in history if line.best), key=lambda line: line.step)
+    kept = max((line for line in history if line.best), key=lambda line: line.step)
     figure, rows = pyplot.subplots(len(PANELS), 1, sharex=True, figsize=(7, 7.5), dpi=140)
     for axes, (name, label) in zip(rows, PANELS, strict=True):
         axes.plot(tokens, [getattr(line, name) for line in history], color="#3a6ea5", marker="o", markersize=3)
-        axes.plot(best.tokens, getattr(best, name), color="#e07a3f", marker="o", markersize=7)
+        axes.plot(kept.tokens, getattr(kept, name), color="#e07a3f", marker="o", markersize=7)
         axes.set_ylabel(label, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     rows[2].set_ylim(0, 1.2 * max(line.l0 for line in history) or 1)
     rows[3].set_ylim(-0.0005, max(0.01, 1.2 * max(line.dead_share for line in history)))
     rows[3].yaxis.set_major_formatter(PercentFormatter(1))
-    rows[0].set_title(f"{report.sae.name}: held-out rows but for the loss; orange: what was kept", fontsize=10)
+    rows[0].set_title(
+        f"{report.sae.name}: all on held-out rows, except the loss; orange: the weights that were kept", fontsize=10
+    )
     rows[-1].set_xlabel("training tokens")
     rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.align_ylabels()

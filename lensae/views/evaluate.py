@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lensae.recipe import MASSIVE
-from lensae.sae.bootstrap import LEVEL, RESAMPLES
+from lensae.core.recipe import MASSIVE
+from lensae.stages.evaluate.report import LEVEL, RESAMPLES
 
 # Label, name and form of each figure. Ratios of sums over rows leave out massive rows; where there are some, those that
 # include them follow.

@@ -1,4 +1,4 @@
-"""Each stage of an experiment by the view that its own command uses, and a picture of its end."""
+"""Shows each stage of an experiment with the view of its command, and saves a picture of the last ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lensae.views.picture import Picture
 
 
 class Show:
-    """Draws the events of one experiment; the features and the steered text are kept as a picture as well."""
+    """Draws the reports of one experiment; the features and the steered text also go into a picture."""
 
     def __init__(self):
         self.picture = Picture()
@@ -34,7 +34,7 @@ class Show:
             case "results":
                 picture = self.picture.save(done.report.with_suffix(".svg"), "lensae")
                 console.print(f"\n[dim]figures of this run in[/] {done.report}", soft_wrap=True)
-                console.print(f"[dim]picture of its end in[/] {picture}", soft_wrap=True)
+                console.print(f"[dim]picture of the last stages in[/] {picture}", soft_wrap=True)
 
     def _both(self, draw, report) -> None:
         draw(out(), report)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lensae.records import ORIGINS, Example, FeatureStats, LabelScore
+from lensae.core.records import ORIGINS, Example, FeatureStats, LabelScore
 
 HEAT = ("#ffe8a3", "#ffd166", "#f9a03f", "#f3722c", "#e63946")
 LABEL_WIDTH = 12
@@ -22,70 +22,70 @@ def heat(strength: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """Line breaks and tabs made visible."""
+    """The text on one line, line breaks and tabs shown as symbols."""
     return text.replace("\r", "").replace("\n", "⏎").replace("\t", "→")
 
 
 def snippet(example: Example, maximum: float, width: int) -> Text:
     """The text around the firing token in `width` columns: the token in «marks», coloured by strength, all lined up."""
-    left = max(12, width * 6 // 10)
-    before, token, after = example.snippet(left, width)
-    bare = token.lstrip(" ") or token
-    before = one_line(before + token[: len(token) - len(bare)])[-left:]
+    before_width = max(12, width * 6 // 10)
+    before, token, after = example.snippet(before_width, width)
+    stripped = token.lstrip(" ") or token
+    before = one_line(before + token[: len(token) - len(stripped)])[-before_width:]
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(before.rjust(left))
-    line.append(f"«{one_line(bare)}»", style=heat(example.value / max(maximum, 1e-12)))
+    line.append(before.rjust(before_width))
+    line.append(f"«{one_line(stripped)}»", style=heat(example.value / max(maximum, 1e-12)))
     line.append(one_line(after), style="dim")
     return line
 
 
-def examples(console: Console, found: list[Example] | tuple[Example, ...], maximum: float) -> None:
+def examples(console: Console, rows: list[Example] | tuple[Example, ...], maximum: float) -> None:
     """A table of examples, strongest first."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    labelled = any(e.label for e in found)
-    widths = {"value": 7, "doc": max(3, *(len(str(e.document)) for e in found)), "from": 13}
+    labelled = any(e.label for e in rows)
+    widths = {"value": 7, "doc": max(3, *(len(str(e.document)) for e in rows)), "from": 13}
     if labelled:
-        widths["label"] = min(LABEL_WIDTH, max(5, *(len(e.label) for e in found)))
-    room = max(40, console.width - sum(widths.values()) - 2 * len(widths))
+        widths["label"] = min(LABEL_WIDTH, max(5, *(len(e.label) for e in rows)))
+    text_width = max(40, console.width - sum(widths.values()) - 2 * len(widths))
     for name, width in widths.items():
         table.add_column(name, justify="right" if name in ("value", "doc") else "left", no_wrap=True, width=width)
-    table.add_column("text, the firing token «marked»", no_wrap=True, width=room)
-    for e in found:
+    table.add_column("text, the firing token «marked»", no_wrap=True, width=text_width)
+    for e in rows:
         origin = ORIGINS[e.span.origin] + (f" ×{e.copies}" if e.copies > 1 else "")
         cells = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
         if labelled:
             cells.append(Text(e.label, style="dim", overflow="ellipsis"))
-        table.add_row(*cells, snippet(e, maximum, room))
+        table.add_row(*cells, snippet(e, maximum, text_width))
     console.print(table)
 
 
 def headline(console: Console, stats: FeatureStats, rows: int) -> None:
-    """One line on a feature."""
+    """One line with the figures of a feature."""
     console.print(
         f"[bold]feature {stats.feature}[/]  fires on {stats.density:.2%} of {rows:,} tokens ({stats.count:,}), "
         f"mean {stats.mean:.1f}, max {stats.max:.1f}"
     )
 
 
-def feature_list(console: Console, found: list[FeatureStats]) -> None:
+def feature_list(console: Console, features: list[FeatureStats]) -> None:
     """A table of features with their figures."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("feature", "density", "fires", "mean", "max"):
         table.add_column(column, justify="right")
-    for stats in found:
+    for stats in features:
         table.add_row(
             f"{stats.feature}", f"{stats.density:.3%}", f"{stats.count:,}", f"{stats.mean:.2f}", f"{stats.max:.1f}"
         )
     console.print(table)
 
 
-def label_list(console: Console, found: list[LabelScore]) -> None:
-    """A table of the features that tell labels apart."""
+def label_list(console: Console, scores: list[LabelScore]) -> None:
+    """A table of the features that separate labels best."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("feature", "AUROC", "share", "documents"):
         table.add_column(column, justify="right")
     table.add_column("label")
-    for score in found:
+    for score in scores:
         table.add_row(
             f"{score.feature}", f"{score.auroc:.3f}", f"{score.share:.2f}", f"{score.documents:,}", score.label
         )
@@ -103,16 +103,16 @@ def histogram_line(counts: tuple[int, ...], edges) -> str:
     return f"{edges[first]:.3g} {bars} {edges[last + 1]:.3g}"
 
 
-def report(console: Console, found, rows: int, edges) -> None:
-    """Everything `features show` has."""
-    headline(console, found.stats, rows)
-    console.print(f"[dim]activations[/]  {histogram_line(found.stats.histogram, edges)}")
-    if not found.stats.count:
+def report(console: Console, details, rows: int, edges) -> None:
+    """What `features show` prints: figures, histogram, tokens, labels and examples."""
+    headline(console, details.stats, rows)
+    console.print(f"[dim]activations[/]  {histogram_line(details.stats.histogram, edges)}")
+    if not details.stats.count:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column, side in (("token", "left"), ("fires", "right"), ("of", "right"), ("mean", "right")):
-        table.add_column(column, justify=side)
-    for use in found.tokens:
+    for column, justify in (("token", "left"), ("fires", "right"), ("of", "right"), ("mean", "right")):
+        table.add_column(column, justify=justify)
+    for use in details.tokens:
         table.add_row(
             Text(f"«{one_line(use.token.strip(' ') or use.token)}»"),
             f"{use.fires:,}",
@@ -120,9 +120,9 @@ def report(console: Console, found, rows: int, edges) -> None:
             f"{use.mean:.1f}",
         )
     console.print(table)
-    for label, mean in found.labels[:8]:
+    for label, mean in details.labels[:8]:
         console.print(Text.assemble((f"{mean:8.3f} ", "bold"), "per token on ", label))
-    examples(console, found.examples, found.stats.max)
+    examples(console, details.examples, details.stats.max)
 
 
 def example_json(example: Example) -> dict:
@@ -147,11 +147,11 @@ def example_json(example: Example) -> dict:
     }
 
 
-def report_json(found) -> dict:
+def report_json(details) -> dict:
     """`features show` as plain values."""
     return {
-        **asdict(found.stats),
-        "tokens": [asdict(use) for use in found.tokens],
-        "labels": dict(found.labels),
-        "examples": [example_json(e) for e in found.examples],
+        **asdict(details.stats),
+        "tokens": [asdict(use) for use in details.tokens],
+        "labels": dict(details.labels),
+        "examples": [example_json(e) for e in details.examples],
     }

@@ -1,4 +1,7 @@
-"""PNG figures."""
+"""PNG figures.
+
+Shapes: F features.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lensae.paths import experiments_root, safe_name
-from lensae.sae.histogram import EDGES
+from lensae.core.paths import experiments_root, safe_name
+from lensae.stages.evaluate.report import EDGES
 
 
 def _axes(title: str, x: str, y: str):
@@ -127,10 +130,8 @@ def survey(report) -> Path:
     from matplotlib import pyplot
     from matplotlib.ticker import PercentFormatter
 
-    from lensae.stages.survey import middle_third
-
     blocks = [b.block for b in report.blocks]
-    chosen, middle = blocks.index(report.choice.block), middle_third(len(blocks))
+    chosen, middle = blocks.index(report.choice.block), report.middle
     panels = [
         ("mean norm", [b.figures.norm_mean for b in report.blocks], "{:,.1f}"),
         (f"effective rank\nof {report.d_model:,}", [b.figures.effective_rank for b in report.blocks], "{:,.1f}"),

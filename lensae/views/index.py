@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from lensae.core.program import command
+
 
 def show(console: Console, report, next_step: bool = True) -> None:
     """A line or two, and the next command."""
@@ -12,4 +14,4 @@ def show(console: Console, report, next_step: bool = True) -> None:
         f"{report.rows:,} tokens in {report.segments} segments ({report.built} built, {report.seconds:.1f} s)"
     )
     if next_step:
-        console.print("[dim]next:[/] python main.py features list --sort label")
+        console.print(f"[dim]next:[/] {command('features list --sort label')}")

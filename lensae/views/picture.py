@@ -1,4 +1,4 @@
-"""A picture (SVG) of what a terminal showed."""
+"""A picture (SVG) of terminal output."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lensae.durable import write_file
+from lensae.core.durable import write_file
 
 FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
 class Picture:
-    """Collects what is drawn on `console` and saves it as one SVG file without outside fonts."""
+    """Collects what is drawn on `console` and saves it as one SVG file without external fonts."""
 
     def __init__(self, width: int = 120):
         self.console = Console(record=True, file=io.StringIO(), width=width, force_terminal=True, highlight=False)
 
     def save(self, path: Path, title: str) -> Path:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_file(path, FONT_FACE.sub("", self.console.export_svg(title=title)).encode())
         return path

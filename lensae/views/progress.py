@@ -1,4 +1,4 @@
-"""A bar with rate and time left on a terminal, plain lines every few seconds elsewhere."""
+"""Progress: a bar with rate and time left on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PLAIN_EVERY_S = 10.0
 
 
 class RateColumn(ProgressColumn):
-    """Units per second."""
+    """The speed in units per second."""
 
     def render(self, task: Task) -> Text:
-        """The task's speed."""
+        """The speed of one task."""
         speed = task.finished_speed or task.speed
         unit = task.fields.get("unit", "")
         return Text(f"{speed:,.3g} {unit}/s" if speed and speed < 10 else f"{speed or 0:,.0f} {unit}/s", style="cyan")
 
 
 class Watch:
-    """A context manager that draws what a stage reports (lensae.stages.progress.Progress)."""
+    """A context manager that draws what a stage reports (lensae.stages.shared.progress.Progress)."""
 
     def __init__(self):
         self.console = err()
@@ -46,7 +46,7 @@ class Watch:
         """A task of `total` units begins."""
         self._close()
         self.what, self.total, self.unit, self.done = what, total, unit, 0
-        self.started = self.told = time.monotonic()
+        self.started = self.printed_at = time.monotonic()
         if self.live:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -63,7 +63,7 @@ class Watch:
             self.task = self.bar.add_task(what, total=total, unit=unit, note="")
 
     def expect(self, total: int) -> None:
-        """A better guess of the total."""
+        """Correct the expected total."""
         self.total = total
         if self.bar is not None:
             self.bar.update(self.task, total=total)
@@ -73,17 +73,17 @@ class Watch:
         self.done += count
         if self.bar is not None:
             self.bar.update(self.task, advance=count, note=note)
-        elif not self.live and (time.monotonic() - self.told > PLAIN_EVERY_S or self.done >= self.total):
+        elif not self.live and (time.monotonic() - self.printed_at > PLAIN_EVERY_S or self.done >= self.total):
             self._plain_line(note)
 
     def _plain_line(self, note: str) -> None:
-        self.told = time.monotonic()
-        rate = self.done / max(self.told - self.started, 1e-9)
+        self.printed_at = time.monotonic()
+        rate = self.done / max(self.printed_at - self.started, 1e-9)
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {speed}/s, {left:,.0f} s left  {note}"
         self.console.print(line.rstrip(), markup=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """A line worth keeping."""
+        """Print a line that stays on the screen."""
         self.console.print(line, style="dim", markup=False)

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lensae.stages.steer import READABLE, SteerReport
+from lensae.stages.steer.report import READABLE, SteerReport
 
 
 def show(console: Console, report: SteerReport) -> None:
@@ -48,7 +48,7 @@ def _conditions(report: SteerReport) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column == "condition" else "right")
     for run in (report.baseline, *report.steered, *report.controls):
-        plain = run is report.baseline or report.options.operation == "ablate"
+        plain = run is report.baseline or not report.options.takes_value
         cells = [
             run.name,
             "" if plain else f"{run.scale:g}",

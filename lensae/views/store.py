@@ -6,9 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lensae.core.program import command
+from lensae.stages.store import VerifyReport
+
 
 def set_list(console: Console, rows: list[dict]) -> None:
-    """A line per set, and below it one per SAE."""
+    """A line for each set, and below it one for each SAE."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished"):
         side = "right" if column in ("rows", "documents", "width", "MiB") else "left"
@@ -34,15 +37,15 @@ def set_list(console: Console, rows: list[dict]) -> None:
 
 
 def _unfinished(console: Console, saes: list[dict]) -> None:
-    """How far the trainings are, and how to go on with those that nobody is at."""
+    """How far the trainings are, and how to resume those that are not running."""
     for sae in saes:
-        far = (
+        reached = (
             f"step {sae['step']:,} of {sae['steps']:,}, {sae['tokens']:,} tokens"
             if sae["steps"]
             else "no checkpoint yet"
         )
-        state = "is in training" if sae["running"] else f"is unfinished; go on with: {sae['command']}"
-        console.print(Text.assemble((f"SAE {sae['name']} ", "yellow"), (f"({far}) {state}", "dim")), soft_wrap=True)
+        state = "is in training" if sae["running"] else f"is unfinished; resume with: {sae['command']}"
+        console.print(Text.assemble((f"SAE {sae['name']} ", "yellow"), (f"({reached}) {state}", "dim")), soft_wrap=True)
 
 
 def info(console: Console, details: dict) -> None:
@@ -76,20 +79,27 @@ def repaired(console: Console, done: list, shards: int) -> None:
         state = "the same bytes as at first" if shard.same else "[yellow]not the same bytes as at first[/]"
         console.print(f"{shard.shard} made again: {shard.documents:,} documents, {state}")
     if not all(shard.same for shard in done):
-        console.print("another machine or version computes a little differently; index again: python main.py index")
+        console.print(f"another machine or version computes a little differently; index again: {command('index')}")
 
 
-def faults(console: Console, found: list, shards: int) -> None:
-    """The outcome of a check."""
-    if not found:
-        console.print(f"[green]all {shards} shards are whole[/]")
-        return
-    for fault in found:
-        console.print(Text.assemble((f"{fault.shard} ", "bold red"), f"{fault.where}: {fault.what}"))
+def verified(console: Console, report: VerifyReport) -> None:
+    """The outcome of a verification."""
+    if not report.faults:
+        console.print(f"[green]{_checked(report)} are whole[/]")
+    for fault in report.faults:
+        text = Text.assemble((f"{fault.file} ", "bold red"), f"{fault.where}: {fault.what}")
+        console.print(text, soft_wrap=True)
+
+
+def _checked(report: VerifyReport) -> str:
+    counts = ((report.shards, "shard"), (report.saes, "SAE"), (report.indexes, "index"))
+    plural = {"index": "indexes"}
+    named = [f"{n:,} {kind if n == 1 else plural.get(kind, kind + 's')}" for n, kind in counts if n]
+    return "all of " + ", ".join(named)
 
 
 def exported(console: Console, report: dict) -> None:
-    """What an export came to, and how it is opened."""
+    """Size of an export, and how it is opened."""
     size = f"{report['rows']:,} rows, {report['documents']:,} documents, {report['bytes'] / 2**20:,.1f} MiB"
     console.print(Text.assemble(report["path"], (f"  {report['format']}, {size}", "dim")), soft_wrap=True)
     _opened_by(console, report)
@@ -105,9 +115,9 @@ def _opened_by(console: Console, report: dict) -> None:
     console.print(Text(report["open"], style="dim"), soft_wrap=True)
 
 
-def going(console: Console, found: dict) -> None:
-    """What goes when a set is removed."""
-    rows = f"{found['rows']:,} rows, " if found["rows"] is not None else ""
-    saes = "SAEs " + ", ".join(found["saes"]) if found["saes"] else "no SAE"
-    size = f"{found['state']}: {rows}{found['bytes'] / 2**20:,.1f} MiB, {saes}"
-    console.print(Text.assemble(found["path"], (f"  {size}", "yellow")), soft_wrap=True)
+def to_be_removed(console: Console, contents: dict) -> None:
+    """What would be lost with a set."""
+    rows = f"{contents['rows']:,} rows, " if contents["rows"] is not None else ""
+    saes = "SAEs " + ", ".join(contents["saes"]) if contents["saes"] else "no SAE"
+    size = f"{contents['state']}: {rows}{contents['bytes'] / 2**20:,.1f} MiB, {saes}"
+    console.print(Text.assemble(contents["path"], (f"  {size}", "yellow")), soft_wrap=True)

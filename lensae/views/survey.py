@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lensae.stages.survey import Block, middle_third
+from lensae.core.program import command, join
+from lensae.stages.survey import Block
 
 COLUMNS = ("block", "norm", "mean |x|", "max |x|", "sum |x|", "top 1", "top 10", "kurtosis", "of float16", "eff. rank")
-FEW = 2  # tokens per dimension, below which the rank of the sample itself bounds the effective rank
+FEW = 2  # tokens per dimension below which the size of the sample limits the effective rank
 
 
 def show(console: Console, report, picture, model: str | None, corpus: str) -> None:
-    """One line per block, the middle third lit and the chosen one marked, then the choice, its reason, and the
-    command that collects there from the `model` and `corpus` that were asked for."""
+    """One line per block, the middle third bright and the chosen one marked, then the choice, its reason, and the
+    command that collects at it from `model` and `corpus`."""
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="right")
     table.add_column("")
-    middle = middle_third(len(report.blocks))
+    middle = report.middle
     for number, block in enumerate(report.blocks):
         chosen = block.block == report.choice.block
         style = "bold green" if chosen else "" if number in middle else "dim"
@@ -29,13 +28,14 @@ def show(console: Console, report, picture, model: str | None, corpus: str) -> N
     console.print(table)
     console.print(
         f"[dim]residual stream of {report.model} after each block, d_model {report.d_model:,}, on {report.tokens:,} "
-        f"tokens of {report.documents:,} documents of {report.corpus}; special tokens left out\n"
+        f"tokens of {report.documents:,} documents of {report.corpus}; without special tokens\n"
         "norm: mean Euclidean; top 1, top 10: share of the variance in the first principal components; kurtosis: "
         "excess, mean over dimensions; of float16: max |x| / 65504; eff. rank: of the covariance[/]"
     )
     if report.tokens < FEW * report.d_model:
         console.print(
-            f"few tokens for {report.d_model:,} dimensions: effective ranks come out low; --max-tokens, --corpus"
+            f"few tokens for {report.d_model:,} dimensions: effective ranks come out too low; "
+            "give more text with --max-tokens or --corpus"
         )
     console.print(f"[bold]{report.choice.hook}[/]: {report.choice.why}")
     console.print(f"[dim]figure[/] {picture}", soft_wrap=True)
@@ -59,8 +59,8 @@ def _cells(block: Block) -> tuple[str, ...]:
 
 
 def next_command(choice, model: str | None, corpus: str) -> str:
-    """The collection that the choice asks for."""
-    words = ["python", "main.py", "collect", *([model] if model else []), "--hook", choice.hook]
+    """The command line that collects at the chosen hook."""
+    words = ["collect", *([model] if model else []), "--hook", choice.hook]
     words += ["--corpus", corpus] if corpus != "themes" else []
     words += ["--dtype", choice.dtype] if choice.dtype != "float16" else []
-    return shlex.join(words)
+    return command(join(words))

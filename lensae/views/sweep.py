@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lensae.stages.sweep import Point, SweepReport, summary
+from lensae.core.program import command
+from lensae.stages.train.pareto import Point
+from lensae.stages.train.sweep import SweepReport
+from lensae.views import index as index_view
 from lensae.views.console import print_json
 from lensae.views.figures import save, stacked
 
@@ -37,20 +41,22 @@ def show(console: Console, report: SweepReport) -> None:
     if report.winner:
         console.print(f"[bold]{report.winner.name}[/] is the winner: {report.rule}", soft_wrap=True)
         if report.reused:
-            console.print(f"[dim]{report.reused} of them had been trained before on these rows[/]")
+            console.print(f"[dim]{report.reused} of them had been trained on these rows before[/]")
         if report.no_losses:
             console.print(f"[dim]no CE: {report.no_losses}[/]")
+        if report.index:
+            index_view.show(console, report.index, next_step=False)
         for path in plots(report):
             console.print(f"[dim]plot[/] {path}", soft_wrap=True)
-        console.print(f"[dim]next:[/] python main.py evaluate --sae {report.winner.name}", soft_wrap=True)
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}", soft_wrap=True)
 
 
 def plots(report: SweepReport) -> list[Path]:
-    """What a sweep leaves in its folder: pareto.png, and l1.png where weights of an L1 penalty were compared."""
+    """Draw a sweep into its folder: pareto.png, and l1.png where weights of a sparsity penalty were compared."""
     figures = [_pareto(report)]
-    weighed = [point for point in report.points if "l1" in point.sparsity]
-    if len({point.sparsity["l1"] for point in weighed}) > 1:
-        figures.append(_l1(report, weighed))
+    penalised = [point for point in report.points if point.penalty is not None]
+    if len({point.penalty for point in penalised}) > 1:
+        figures.append(_penalty_plot(report, penalised))
     return figures
 
 
@@ -90,23 +96,27 @@ def _scatter(axes, report: SweepReport, name: str) -> None:
     axes.scatter(report.winner.l0, getattr(report.winner, name), s=150, zorder=4, **ring)
 
 
-def _l1(report: SweepReport, points: list[Point]) -> Path:
-    """Mean squared error against the weight of the L1 penalty, a line for each family and width."""
+def _penalty_plot(report: SweepReport, points: list[Point]) -> Path:
+    """Mean squared error against the weight of the sparsity penalty, a line for each family and width."""
     figure, [axes] = stacked(
-        f"L1 families on {report.set_name}", ["mean squared error on held-out rows"], "weight of the L1 penalty"
+        f"Sparsity penalties on {report.set_name}", ["mean squared error on held-out rows"], "weight of the penalty"
     )
     kinds = sorted({(point.arch, point.d_sae) for point in points})
     for kind, colour in zip(kinds, COLOURS, strict=False):
-        line = sorted((p.sparsity["l1"], p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
+        line = sorted((p.penalty, p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
         label = f"{kind[0]}, {kind[1]:,} features"
-        axes.plot([l1 for l1, _, _ in line], [mse for _, mse, _ in line], "o-", color=colour, markersize=4, label=label)
-        for l1, mse, l0 in line:
-            axes.annotate(f"L0 {l0:.0f}", (l1, mse), (4, 5), textcoords="offset points", fontsize=7, color="#6b6b6b")
+        weights, errors = [weight for weight, _, _ in line], [mse for _, mse, _ in line]
+        axes.plot(weights, errors, "o-", color=colour, markersize=4, label=label)
+        for weight, mse, l0 in line:
+            axes.annotate(
+                f"L0 {l0:.0f}", (weight, mse), (4, 5), textcoords="offset points", fontsize=7, color="#6b6b6b"
+            )
     axes.set_xscale("log")
     axes.legend(frameon=False, fontsize=8)
     return save(figure, report.folder / "l1.png")
 
 
 def as_json(report: SweepReport) -> None:
-    """sweep.json, with the plots' places."""
-    print_json({**summary(report), "figures": plots(report) if report.winner else []})
+    """Print sweep.json, with the paths of the plots and the winner's index."""
+    index = asdict(report.index) if report.index else None
+    print_json({**report.summary(), "index": index, "figures": plots(report) if report.winner else []})

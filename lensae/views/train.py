@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lensae import registry
-from lensae.stages.train import Watcher
+from lensae.core.program import command
+from lensae.stages.train.watcher import Watcher
+from lensae.views import index as index_view
 from lensae.views.console import err, print_json
 from lensae.views.curves import of_training
+from lensae.views.progress import Watch
 
 PLAIN_EVERY_S = 3.0
 SHOWN_LINES = 16
 COLUMNS = ("SAE", "epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
-OF_ONE, OF_EACH = range(1, len(COLUMNS)), (0, 1, 2, 3, 6, 7, 8, 10)  # the columns of a single one, and of several
+ONE_SAE, SEVERAL_SAES = range(1, len(COLUMNS)), (0, 1, 2, 3, 6, 7, 8, 10)  # the columns that are shown
 
 
 class LiveTraining(Watcher):
-    """Draws a training, or several at once; a context manager."""
+    """Draws a training, or several at once, and the building of the index after it; a context manager."""
 
     def __init__(self):
         self.console = err()
         self.live: Live | None = None
         self.rows: list[tuple[str, ...]] = []
-        self.told: dict[str, float] = {}
+        self.printed_at: dict[str, float] = {}
+        self.index_bar: Watch | None = None
 
     def __enter__(self) -> LiveTraining:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *exc) -> None:
+        self._close_table()
+        if self.index_bar is not None:
+            self.index_bar.__exit__(*exc)
+            self.index_bar = None
+
+    def _close_table(self) -> None:
         if self.live is not None:
             self.live.update(self._view(done=True))
             self.live.stop()
@@ -42,48 +52,42 @@ class LiveTraining(Watcher):
         """A line above the table."""
         self.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
-    def begins(self, entry, trainings: list) -> None:
+    def started(self, entry, trainings: list) -> None:
         """Say what will be trained, and why these numbers."""
         self.plan, self.several = trainings[0].plan, len(trainings) > 1
         self.count = len(trainings)
-        self.tokens = self.before = min(training.lane.place.tokens for training in trainings)
-        self.losses, self.started = [], time.monotonic()
+        self.tokens = self.resumed_tokens = min(training.run.state.tokens for training in trainings)
+        self.losses, self.started_at = [], time.monotonic()
         named = "" if self.several else f"   [dim]SAE[/] {trainings[0].name}"
         self.console.print(f"[dim]set[/] {entry.name}{named}")
         self._describe(entry, trainings)
         for training in trainings:
-            for line in training.lane.place.history:
+            for line in training.run.state.history:
                 self._add(training, line)
         if self.console.is_terminal:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
     def _describe(self, entry, trainings: list) -> None:
-        recipe, plan, place = trainings[0].settled, trainings[0].plan, trainings[0].lane.place
+        first = trainings[0]
+        recipe, plan, state = first.resolved, first.plan, first.run.state
         if self.several:
             names = ", ".join(training.name for training in trainings)
             self.console.print(f"{len(trainings)} SAEs on one pass over the rows: {names}")
             what = ""
         else:
-            sparsity = registry.load("sae.architectures", recipe.arch).Trainer.sparsity(recipe)
-            what = (
-                f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest['width']}), {sparsity}, "
-            )
+            what = f"{recipe.arch}: {plan.d_sae:,} features ({recipe.width:g} x {entry.manifest.width}), "
+            what += f"{first.sparsity}, "
         self.console.print(
             f"{what}{plan.epochs} epochs of {plan.rows:,} training rows, batch {plan.batch:,}, "
             f"learning rate {plan.lr:g}, seed {recipe.seed}"
         )
         if not self.several:
-            self._explain(trainings[0].recipe, plan, entry.manifest["width"])
-        if place.step:
-            self.console.print(f"going on from step {place.step:,} of {plan.steps:,} ({place.tokens:,} tokens)")
-
-    def _explain(self, recipe, plan, d_model: int) -> None:
-        from lensae.sae.plan import explain
-
-        *why, took = explain(recipe, plan, d_model)
-        for line in ["; ".join(why), took] if why else [took]:
-            self.console.print(f"[dim]{line}[/]", soft_wrap=True)
+            *reasons, duration = first.reasons
+            for line in ["; ".join(reasons), duration] if reasons else [duration]:
+                self.console.print(f"[dim]{line}[/]", soft_wrap=True)
+        if state.step:
+            self.console.print(f"resuming at step {state.step:,} of {plan.steps:,} ({state.tokens:,} tokens)")
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """Count the rows and keep the latest losses."""
@@ -92,13 +96,13 @@ class LiveTraining(Watcher):
         if self.live is not None:
             self.live.update(self._view())
 
-    def epoch(self, training, line) -> None:
+    def measured(self, training, line) -> None:
         """One more line of the table."""
         row = self._add(training, line)
         last = line.step == training.plan.steps
-        due = time.monotonic() - self.told.get(training.name, 0.0) > PLAIN_EVERY_S * self.count
+        due = time.monotonic() - self.printed_at.get(training.name, 0.0) > PLAIN_EVERY_S * self.count
         if self.live is None and (last or due):
-            self.told[training.name] = time.monotonic()
+            self.printed_at[training.name] = time.monotonic()
             name = f"{training.name} " if self.several else ""
             _name, epoch, tokens, loss, parts, heldout, ev, l0, dead, rate, best = row
             self.console.print(
@@ -107,6 +111,12 @@ class LiveTraining(Watcher):
                 markup=False,
                 soft_wrap=True,
             )
+
+    def indexing(self) -> Watch:
+        """Leave the table as it is and show a bar below it."""
+        self._close_table()
+        self.index_bar = Watch()
+        return self.index_bar
 
     def _add(self, training, line) -> tuple[str, ...]:
         row = (
@@ -127,7 +137,7 @@ class LiveTraining(Watcher):
 
     def _view(self, done: bool = False) -> Group:
         table = Table(box=None, pad_edge=False)
-        chosen = OF_EACH if self.several else OF_ONE
+        chosen = SEVERAL_SAES if self.several else ONE_SAE
         for column in (COLUMNS[i] for i in chosen):
             side = "left" if column in ("SAE", "parts", "") else "right"
             table.add_column(column, justify=side, no_wrap=column == "SAE")
@@ -136,9 +146,9 @@ class LiveTraining(Watcher):
             table.add_row(*(row[i] for i in chosen))
         if done:
             return Group(table)
-        elapsed = time.monotonic() - self.started
+        elapsed = time.monotonic() - self.started_at
         total = self.plan.steps * self.plan.batch
-        rate = (self.tokens - self.before) / max(elapsed, 1e-9)
+        rate = (self.tokens - self.resumed_tokens) / max(elapsed, 1e-9)
         left = max(total - self.tokens, 0) / rate if rate else 0
         loss = " ".join(f"{name} {value:.3f}" for name, value in (self.losses or [{}])[0].items())
         line = f"{min(self.tokens / total, 1):4.0%}  {rate:,.0f} tokens/s  {left:,.0f} s left  {loss}"
@@ -146,12 +156,12 @@ class LiveTraining(Watcher):
 
 
 def show(console, report, next_step: bool = True) -> None:
-    """What the training left behind, and the next commands."""
-    held = report.fit.heldout
-    massive = f" ({held.massive_rows:,} massive rows left out)" if held.massive_rows else ""
+    """The result of the training and its index, and the next commands."""
+    heldout = report.fit.heldout
+    massive = f" ({heldout.massive_rows:,} massive rows left out)" if heldout.massive_rows else ""
     console.print(
-        f"[bold]{report.sae.name}[/]: explained variance [bold]{held.explained_variance_typical:.3f}[/]{massive}, "
-        f"L0 {held.l0:.1f}, dead {held.dead_share:.1%} on {held.rows:,} held-out rows "
+        f"[bold]{report.sae.name}[/]: explained variance [bold]{heldout.explained_variance_typical:.3f}[/]{massive}, "
+        f"L0 {heldout.l0:.1f}, dead {heldout.dead_share:.1%} on {heldout.rows:,} held-out rows "
         f"({report.fit.stopped}, {report.fit.seconds:,.0f} s)"
     )
     if report.fit.agreement is not None:
@@ -159,14 +169,17 @@ def show(console, report, next_step: bool = True) -> None:
             f"{report.recipe.encoder_dtype} encoder: on held-out rows it selects {report.fit.agreement:.3%} of what "
             "float32 does"
         )
+    if report.index:
+        index_view.show(console, report.index, next_step=False)
     console.print(f"[dim]in[/] {report.sae.path}", soft_wrap=True)
     for path in of_training(report):
         console.print(f"[dim]figure[/] {path}", soft_wrap=True)
     if next_step:
-        console.print("[dim]next:[/] python main.py evaluate, python main.py index")
+        console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}")
 
 
 def as_json(report) -> None:
-    """training.json, with the SAE's name and place."""
-    figures = of_training(report)
-    print_json({"sae": report.sae.name, "path": report.sae.path, "figures": figures, **report.sae.training})
+    """Print training.json, with the SAE's name and path, its figures and its index."""
+    figures, index = of_training(report), asdict(report.index) if report.index else None
+    about = {"sae": report.sae.name, "path": report.sae.path, "figures": figures, "index": index}
+    print_json({**about, **report.sae.training.to_json()})

@@ -16,7 +16,7 @@ def prepare(settings: dict):
     """Each run collects into a set of its own; the first one's is left for comparison, the others are removed."""
     import shutil
 
-    from lensae.stages.collect import CollectOptions, collect
+    from lensae.stages.collect.run import CollectOptions, collect
 
     def run(case: dict) -> dict:
         store = Path(case["folder"]) / settings["compute_dtype"]

@@ -17,7 +17,7 @@ def prepare(settings: dict):
     import numpy as np
     import torch
 
-    from lensae.allocation import keep_freed_memory
+    from lensae.core.memory import keep_freed_memory
     from lensae.model import attention
     from lensae.model.precision import fast_matmul
     from lensae.model.quiet import transformers

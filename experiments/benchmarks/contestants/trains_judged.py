@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from contestants.trains_rows import Rows
 
-from lensae.sae import checkpoint, evaluate
-from lensae.stages import losses, reconstruction
-from lensae.stages.models import load_model_of
-from lensae.stages.progress import Silent
+from lensae.sae.formats import saelens as checkpoint
+from lensae.sae.metrics import reconstruction as evaluate
+from lensae.stages.evaluate import losses, reconstruction
+from lensae.stages.shared.models import load_model_of
+from lensae.stages.shared.progress import Silent
 from lensae.store import pairs
 
 RESAMPLES, LEVEL = 2000, 0.95

@@ -17,18 +17,18 @@ NO_K = ("relu", "gated")
 
 
 class LensaeTraining:
-    """One lane of the training loop."""
+    """One run of the training loop."""
 
     penalty = None
 
     def __init__(self, job: Job, batches):
         import torch
 
-        from lensae import registry
-        from lensae.recipe import TrainRecipe
+        from lensae.core import registry
+        from lensae.core.recipe import TrainRecipe
         from lensae.sae.functional import norm_scale
-        from lensae.sae.lane import Lane
-        from lensae.sae.plan import complete, make_plan
+        from lensae.sae.train.run import TrainingRun
+        from lensae.sae.train.schedule import complete, make_plan
 
         target = float(job.k) if job.family in NO_K else None
         width = job.d_sae / job.d_model
@@ -40,20 +40,20 @@ class LensaeTraining:
         plan = dataclasses.replace(plan, lr=plan.lr * job.lr_factor)
         architecture = registry.load("sae.architectures", job.family)
         make = lambda window: architecture.Trainer(job.d_model, job.d_sae, recipe, window)  # noqa: E731
-        self.lane, self.lr = Lane(recipe, plan, make), plan.lr
+        self.run, self.lr = TrainingRun(recipe, plan, make), plan.lr
         sample_BD = torch.cat(list(itertools.islice(batches(), SAMPLE_BATCHES)))
         self.scale = norm_scale(sample_BD, recipe.norm_limit)
-        self.lane.start([sample_BD], (self.scale,))
+        self.run.start([sample_BD], (self.scale,))
         self.last = lambda: itertools.islice(batches(), max(0, job.steps - CALIBRATION_BATCHES), None)
 
     def step(self, x_BD) -> None:
         """Learn from one batch."""
-        self.lane.step([x_BD * self.scale])
-        self.lane.settle()
+        self.run.step([x_BD * self.scale])
+        self.run.end_step()
 
     def finish(self) -> None:
         """Calibrate; the SAE is used as it is saved, for raw activations."""
-        trainer = self.lane.trainer
+        trainer = self.run.trainer
         trainer.eval()
         trainer.calibrate(lambda: (x_BD * self.scale for x_BD in self.last()))
         sae = self.sae = trainer.sae(self.scale, {})
@@ -66,14 +66,14 @@ class LensaeTraining:
 
     def save(self, folder) -> None:
         """As `train` keeps it."""
-        from lensae.sae import checkpoint
+        from lensae.sae.formats import saelens as checkpoint
 
         checkpoint.save(folder, self.sae)
 
 
 def build(job: Job, batches) -> LensaeTraining:
     """A training with the loop's own way with memory."""
-    from lensae.allocation import keep_freed_memory
+    from lensae.core.memory import keep_freed_memory
 
     keep_freed_memory(any_size=True)
     return LensaeTraining(job, batches)

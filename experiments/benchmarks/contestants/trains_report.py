@@ -13,7 +13,7 @@ from contestants.trains_judged import Judged, interval, mean
 from rich.console import Console
 from rich.table import Table
 
-from lensae.durable import write_file, write_json
+from lensae.core.durable import write_file, write_json
 
 ABOUT_QUALITY = """Means over seeds with 95 % bootstrap intervals over seeds and held-out documents. Explained variance
 is 1 - E|x - x_hat|^2 / Var(x); CE recovered is the share of the loss between a zeroed and a whole stream that the SAE

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from lensae import model as models
-from lensae.paths import find_set
-from lensae.stages.collect import CollectOptions, collect
+from lensae.core.paths import find_set
+from lensae.stages.collect.run import CollectOptions, collect
 from lensae.store.reader import Selection, SetReader
 
 HERE = Path(__file__).resolve().parents[1]

@@ -13,7 +13,7 @@ from trains_shared import Job, serve_trainings, write_sae
 
 
 class SparsifyTraining:
-    """A sparse coder, its optimizer, and the bookkeeping of dead features."""
+    """A sparse trainer, its optimizer, and the bookkeeping of dead features."""
 
     penalty = None
 
@@ -26,9 +26,9 @@ class SparsifyTraining:
 
         torch.set_float32_matmul_precision("high")
         self.about = TrainConfig(SaeConfig(num_latents=job.d_sae, k=job.k))
-        self.coder = SparseCoder(job.d_model, self.about.sae, "cpu", dtype=torch.float32)
+        self.trainer = SparseCoder(job.d_model, self.about.sae, "cpu", dtype=torch.float32)
         self.lr = job.lr_factor * 5e-3 / (job.d_sae / 2**14) ** 0.5
-        groups = [{"params": self.coder.parameters(), "lr": self.lr}]
+        groups = [{"params": self.trainer.parameters(), "lr": self.lr}]
         self.optimizer = ScheduleFreeWrapper(SignSGD(groups), momentum=0.95)
         self.optimizer.train()
         self.silent_F = torch.zeros(job.d_sae, dtype=torch.long)
@@ -38,18 +38,18 @@ class SparsifyTraining:
         """The hook, then the loop's step."""
         import torch
 
-        coder, about = self.coder, self.about
+        trainer, about = self.trainer, self.about
         if self.first:
-            coder.b_dec.data, self.first = x_BD.mean(0), False
-        coder.set_decoder_norm_to_unit_norm()
+            trainer.b_dec.data, self.first = x_BD.mean(0), False
+        trainer.set_decoder_norm_to_unit_norm()
         dead_F = self.silent_F > about.dead_feature_threshold if about.auxk_alpha > 0 else None
         variance = (x_BD - x_BD.mean(0)).pow(2).sum()
-        out = coder(x=x_BD, y=x_BD, dead_mask=dead_F, total_variance=variance)
+        out = trainer(x=x_BD, y=x_BD, dead_mask=dead_F, total_variance=variance)
         fired_F = torch.zeros_like(self.silent_F, dtype=torch.bool)
         fired_F[out.latent_indices.flatten()] = True
         float(out.fvu.detach())  # its log reads it at every step
         (out.fvu + about.auxk_alpha * out.auxk_loss + out.multi_topk_fvu / 8).backward()
-        coder.remove_gradient_parallel_to_decoder_directions()
+        trainer.remove_gradient_parallel_to_decoder_directions()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.silent_F += len(x_BD)
@@ -62,15 +62,15 @@ class SparsifyTraining:
 
     def save(self, folder) -> None:
         """TopK with its k."""
-        coder = self.coder
-        tensors = {"W_enc": coder.encoder.weight.T, "b_enc": coder.encoder.bias}
-        write_sae(folder, "topk", tensors | {"W_dec": coder.W_dec, "b_dec": coder.b_dec}, k=coder.cfg.k)
+        trainer = self.trainer
+        tensors = {"W_enc": trainer.encoder.weight.T, "b_enc": trainer.encoder.bias}
+        write_sae(folder, "topk", tensors | {"W_dec": trainer.W_dec, "b_dec": trainer.b_dec}, k=trainer.cfg.k)
 
     def _encode(self, x_BD):
-        found = self.coder.encode(x_BD)
-        features_BF = x_BD.new_zeros(len(x_BD), self.coder.num_latents)
+        found = self.trainer.encode(x_BD)
+        features_BF = x_BD.new_zeros(len(x_BD), self.trainer.num_latents)
         features_BF.scatter_(1, found.top_indices, found.top_acts)
-        return features_BF, self.coder.decode(found.top_acts, found.top_indices)
+        return features_BF, self.trainer.decode(found.top_acts, found.top_indices)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ FEATURES = 9216
 def prepare(settings: dict):
     """Continues every prompt at once; no text ends early."""
     from lensae import model as models
-    from lensae.allocation import keep_freed_memory
+    from lensae.core.memory import keep_freed_memory
     from lensae.model.generate import Sampling, generate
     from lensae.steering.edits import FeatureEdit
 

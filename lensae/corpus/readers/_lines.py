@@ -1,11 +1,11 @@
-"""UTF-8 lines, with an error that says where a file stops being UTF-8."""
+"""UTF-8 lines, with an error that names the first byte that is not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

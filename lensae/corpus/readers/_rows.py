@@ -1,18 +1,18 @@
-"""What readers of tables share: columns by name, and values that must be text."""
+"""Shared by the readers of tables: columns chosen by name, and a check that their values are text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
 
-from lensae.errors import UserError, nearest
-from lensae.records import Prompt, ReadOptions
+from lensae.core.errors import UserError, nearest
+from lensae.core.records import Prompt, ReadOptions
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_columns(columns: Collection[str], options: ReadOptions, where: object) -> None:
-    """Raise UserError, naming the nearest column, when the text column is not there (or a label column asked for)."""
+    """Raise UserError, naming the nearest column, when the text column, or a chosen label column, does not exist."""
     wanted = [options.text_column]
     if options.label_column != ReadOptions.label_column:
         wanted.append(options.label_column)
@@ -26,9 +26,9 @@ def prompt_of(row: Mapping, options: ReadOptions, where: str, number: int) -> Pr
     """The document of one row; `where` names it in an error and `number` is its id when it has none."""
     text = row.get(options.text_column)
     if not isinstance(text, str):
-        found = "nothing" if text is None else type(text).__name__
-        raise UserError(f"{where}: '{options.text_column}' holds {found}, not text")
+        kind = "nothing" if text is None else type(text).__name__
+        raise UserError(f"{where}: '{options.text_column}' holds {kind}, not text")
     if SURROGATE.search(text):
         raise UserError(f"{where} holds half of a surrogate pair, which is not text")
-    label, own = row.get(options.label_column), row.get("id")
-    return Prompt(f"line-{number}" if own is None else str(own), text, "" if label is None else str(label))
+    label, row_id = row.get(options.label_column), row.get("id")
+    return Prompt(f"line-{number}" if row_id is None else str(row_id), text, "" if label is None else str(label))

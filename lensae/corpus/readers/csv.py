@@ -1,4 +1,4 @@
-"""Tables of comma-separated values (UTF-8) with a header line; quoted fields may span lines."""
+"""Comma-separated values in UTF-8 with a header line (--text-column, --label-column); quoted fields may span lines."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.errors import UserError
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._lines import numbered_lines
 from lensae.corpus.readers._rows import check_columns, prompt_of
-from lensae.errors import UserError
-from lensae.records import Prompt, ReadOptions
 
 
 def read(source: Path, options: ReadOptions) -> Iterator[Prompt]:

@@ -1,6 +1,5 @@
-"""`hf:<dataset>[:config][:split]`: a Hugging Face dataset, streamed; a directory works as the dataset.
-
-The split is `train` unless it is named.
+"""`hf:DATASET[:CONFIG][:SPLIT]`: a Hugging Face dataset from the hub or a directory, streamed; the split is `train` by
+default.
 """
 
 from __future__ import annotations
@@ -8,14 +7,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from lensae.core.deadline import within
+from lensae.core.errors import UserError
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._rows import check_columns, prompt_of
-from lensae.deadline import within
-from lensae.errors import UserError
-from lensae.records import Prompt, ReadOptions
 
 ANSWER_WITHIN_S = 4.0
-HINT = "is the name right, and the hub within reach? a local directory works as well: hf:path/to/folder"
+HINT = "check the name and the connection to the hub; a local directory works too: hf:path/to/folder"
 
 
 def read(source: str, options: ReadOptions) -> Iterator[Prompt]:
@@ -41,7 +41,7 @@ def identity(source: str) -> str:
     return digest.hexdigest()
 
 
-def _open(name: str, config: str, split: str):
+def _open(name: str, config: str, split: str) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
@@ -49,8 +49,8 @@ def _open(name: str, config: str, split: str):
         _ask_hub(name)
     try:
         if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(name)
-            return found[split or "train"] if isinstance(found, datasets.DatasetDict) else found
+            saved = datasets.load_from_disk(name)
+            return saved[split or "train"] if isinstance(saved, datasets.DatasetDict) else saved
         return datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -58,7 +58,7 @@ def _open(name: str, config: str, split: str):
 
 
 def _ask_hub(name: str) -> str:
-    """The dataset's commit; asked once, because `datasets` itself would try a name again for half a minute."""
+    """The dataset's commit, in one request: `datasets` itself retries an unknown name for half a minute."""
     from huggingface_hub import HfApi
 
     answer: list[str] = []

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line with `text`, and perhaps `id` and `label`."""
+"""JSON lines: an object on each line, with `text` and optionally `id` and `label` (--text-column, --label-column)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.errors import UserError
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._lines import numbered_lines
 from lensae.corpus.readers._rows import prompt_of
-from lensae.errors import UserError
-from lensae.records import Prompt, ReadOptions
 
 
 def read(source: Path, options: ReadOptions) -> Iterator[Prompt]:

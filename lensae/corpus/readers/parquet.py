@@ -1,13 +1,13 @@
-"""Parquet tables, a batch of rows at a time."""
+"""Parquet tables (--text-column, --label-column)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.errors import UserError
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._rows import check_columns, prompt_of
-from lensae.errors import UserError
-from lensae.records import Prompt, ReadOptions
 
 ROWS_AT_ONCE = 1024
 

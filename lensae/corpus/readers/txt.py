@@ -1,12 +1,12 @@
-"""Plain text: a document per blank-line block, or per line; by default lines when there is no blank line at all."""
+"""Plain text in UTF-8: documents are blocks between blank lines, or lines when there is none (--lines, --blocks)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
+from lensae.core.records import Prompt, ReadOptions
 from lensae.corpus.readers._lines import numbered_lines
-from lensae.records import Prompt, ReadOptions
 
 
 def read(source: Path, options: ReadOptions) -> Iterator[Prompt]:

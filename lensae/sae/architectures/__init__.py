@@ -1,8 +1,13 @@
-"""One file per family; its name is its name on the command line.
+"""One file per family, or an entry point of the group `lensae.architectures`; its name is its name on the command line,
+the first sentence of its docstring its line of help.
 
-Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=None, world=ALONE)`, a torch module with
+Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=None, group=SINGLE_PROCESS)`, a torch
+module with
 
     sparsity(recipe)       class method: what decides how many features fire, as text ("k32")
+    penalised_by           the field of the recipe that weighs a sparsity penalty ("l1"), or None
+    saved_as               the architecture of the saved SAE in the SAELens layout
+    unscaled               names of saved vectors that stay as they are when the scale of the rows is folded in
     initialise(x_BD, target_BD)       analytic start from a sample of normalised rows
     forward(x_BD, target_BD) -> Step  reconstruction, features, and the parts of the loss (their sum is minimised)
     progress, steps        the share of the training that is done, set before each step, and how many there are
@@ -10,17 +15,17 @@ Contract: a module exports `Trainer(d_model, d_sae, recipe, dead_window, d_out=N
                            that of the product as it is now: evaluation has None
     hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)
     shared                 names of the tensors that are not made of one row, or number, per feature
-    world, own             the processes it is trained by (lensae.sae.world.World), and the features that are here
-    dead                   which features have been silent for long (lensae.sae.training.DeadFeatures)
+    group, own_features    the processes it is trained by (lensae.sae.distributed), and the features that are here
+    dead                   which features have been silent for long (lensae.sae.architectures._base.DeadFeatures)
     before_step()          what the gradients need (removing what is parallel to a unit-norm row)
     after_step()           what the parameters need (unit norm)
     calibrate(batches)     what can only be chosen after training, from a function that gives held-out rows
     as_saved(features)     the features' values as those of the saved SAE are
     sae(scale, metadata, target_scale)   the trained SAE for raw activations, when rows were multiplied by `scale`
 
-`lensae.sae.training.Coder` has all of them but `forward`. Without target rows the rows themselves are the target; with
-`d_out` it is a transcoder, which predicts target rows of that width.
+`lensae.sae.architectures._base.BaseTrainer` has all of them but `forward`. Without target rows the rows themselves are
+the target; with `d_out` it is a transcoder, which predicts target rows of that width.
 
-A `forward` that takes every figure of a whole batch from `per_row`, `decode`, `saw`, lensae.sae.losses and the kernels
-(given `world`) can be trained by several processes as it stands; parameters of its own are as long as `b_enc`.
+A `forward` that takes every figure of a whole batch from `per_row`, `decode`, `saw`, the losses of this package and the
+kernels (given `group`) can be trained by several processes as it stands; parameters of its own are as long as `b_enc`.
 """

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from lensae.errors import LensaeError
+from lensae.core.errors import LensaeError
 from lensae.sae import kernels
+from lensae.sae.architectures._auxk import aux_loss
+from lensae.sae.architectures._base import BaseTrainer, Step
 from lensae.sae.base import SAE
-from lensae.sae.losses import aux_loss
-from lensae.sae.training import Coder, Step
 
 
-class Trainer(Coder):
+class Trainer(BaseTrainer):
     """Loss: mean squared error over the batch's variance, plus `aux` times the error of the dead features'
     reconstruction of what is left."""
 
     saved_as = "jumprelu"
     hints = ("guess",)
-    shared = (*Coder.shared, "threshold")
+    shared = (*BaseTrainer.shared, "threshold")
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
@@ -54,11 +54,11 @@ class Trainer(Coder):
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""
         if self.training or not self.threshold:
-            args = (*self.encoder(), self.recipe.k, self.guess, self.world, self.product)
-            features, least = kernels.batch_topk(x_BD, *args)
+            args = (*self.encoder(), self.recipe.k, self.guess, self.group, self.product)
+            features, least = kernels.encode_batch_topk(x_BD, *args)
             self.guess = 0.9 * least
             return features
-        return kernels.above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product)
+        return kernels.encode_above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product)
 
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Set the threshold so that k features fire on the average held-out row (fewer, if fewer are positive)."""

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from lensae.sae import kernels
-from lensae.sae.penalty import L1Coder
-from lensae.sae.training import Step
+from lensae.sae.architectures._base import Step
+from lensae.sae.architectures._sparsity import L1Trainer
 
 
-class Trainer(L1Coder):
+class Trainer(L1Trainer):
     """Loss: mean squared error over the batch's variance; the L1 weight times the mean over the batch of the gates'
     positive parts' sum over sqrt(D); the error of the gates' own reconstruction through a decoder that does not learn
     from it (equation 8).
@@ -44,7 +44,7 @@ class Trainer(L1Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        gate = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
+        gate = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
         features = gate.of(magnitude.relu() * (gate.value > 0))
         x_hat_BD = self.decode(features)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lensae.recipe import TrainRecipe
+from lensae.core.recipe import TrainRecipe
 from lensae.sae import kernels
-from lensae.sae.losses import aux_loss
-from lensae.sae.training import Coder, Step
+from lensae.sae.architectures._auxk import aux_loss
+from lensae.sae.architectures._base import BaseTrainer, Step
 
 
 class Jump(torch.autograd.Function):
@@ -70,7 +70,7 @@ class Smooth(torch.autograd.Function):
         return grad_X * (1 - (feature_X / ctx.width).tanh().square()) / ctx.width, None
 
 
-class Trainer(Coder):
+class Trainer(BaseTrainer):
     """Loss: mean squared error over the batch's variance, `recipe.l0_weight` times (L0 / target - 1)^2, and the
     auxiliary loss of TopK. The target is `recipe.target_l0`, or `recipe.k`; `recipe.l0_penalty` says how the gradient
     of L0 is estimated. On rows that are not trained on the number differs somewhat: the thresholds are moved together
@@ -114,7 +114,7 @@ class Trainer(Coder):
         target_BD = x_BD if target_BD is None else target_BD
         threshold_F, width = self.log_threshold.exp(), self.recipe.bandwidth
         floor_F = threshold_F.detach() - (width / 2 if self.training else 0)
-        pre = kernels.above(x_BD, *self.encoder(), floor_F, self.density, self.product)
+        pre = kernels.encode_above(x_BD, *self.encoder(), floor_F, self.density, self.product)
         threshold = pre.each(threshold_F)
         features = pre.of(Jump.apply(pre.value, threshold, width))
         x_hat_BD = self.decode(features)

@@ -23,7 +23,7 @@ class Trainer(batchtopk.Trainer):
         """The reconstruction from all features, and the mean loss over the prefixes."""
         ends = sorted({max(1, round(share * self.d_sae)) for share in SHARES})
         bounds = [min(max(end - self.own.start, 0), len(self.W_dec)) for end in ends]
-        parts_BD = self.world.over_features(kernels.decode(features.within([0, *bounds]), self.W_dec))
-        x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.world.once(self.b_dec)
+        parts_BD = self.group.sum_over_features(kernels.decode(features.within([0, *bounds]), self.W_dec))
+        x_hats_PBD = parts_BD.view(len(ends), *target_BD.shape).cumsum(0) + self.group.counted_once(self.b_dec)
         losses = [self.unexplained(target_BD, x_hat_BD) for x_hat_BD in x_hats_PBD]
         return x_hats_PBD[-1], sum(losses) / len(losses)

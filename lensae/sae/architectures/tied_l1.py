@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import torch
 
-from lensae.errors import UserError
+from lensae.core.errors import UserError
 from lensae.sae import functional, kernels
-from lensae.sae.penalty import L1Coder
-from lensae.sae.training import Step
+from lensae.sae.architectures._base import Step
+from lensae.sae.architectures._sparsity import L1Trainer
 
 
-class Trainer(L1Coder):
+class Trainer(L1Trainer):
     """Loss: mean squared error over the batch's variance, plus `recipe.l1` times the mean over the batch of the
     features' sum over sqrt(D) (the rows have a mean norm of sqrt(D), so the weight does not depend on the model)."""
 
@@ -59,7 +59,7 @@ class Trainer(L1Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        pre = kernels.above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
+        pre = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
         features = pre.of(pre.value.relu())
         x_hat_BD = self.decode(features)
         total = self.per_row(features.value, len(x_BD))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 
 from lensae.sae import kernels
+from lensae.sae.architectures._auxk import aux_loss
+from lensae.sae.architectures._base import BaseTrainer, Step
 from lensae.sae.base import SAE
-from lensae.sae.losses import aux_loss
-from lensae.sae.training import Coder, Step
 
 
-class Trainer(Coder):
+class Trainer(BaseTrainer):
     """Loss: mean squared error over the batch's variance, plus `aux` times the error of the dead features'
     reconstruction of what is left."""
 
@@ -27,7 +27,7 @@ class Trainer(Coder):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        features = kernels.topk(x_BD, *self.encoder(), self.recipe.k, self.world, self.product)
+        features = kernels.encode_topk(x_BD, *self.encoder(), self.recipe.k, self.group, self.product)
         x_hat_BD = self.decode(features)
         losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
         if self.training:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from lensae.sae.kernels import divided, select
+from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from lensae.sae.kernels import across_processes, select
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
 from lensae.sae.kernels.linear import encoded, products_at
-from lensae.sae.world import ALONE, World
 
 # A block is so many pre-activations on CPUs, of 64 rows at least: a quarter as many are slower at 4,608 features, four
 # times as many at 18,432 (measured). On other devices it is so many rows.
@@ -23,7 +23,8 @@ BLOCK, LEAST_ROWS, DEVICE_ROWS = 1024 * 4608, 64, 1024
 # Above this share of active pairs the dense products are faster (measured: equal at 14 % of 4,608 features and at 7 %
 # of 18,432).
 SPARSE_BELOW = 0.08
-# What a product in fewer bits proposes beyond what is wanted: features per row, and the share of a floor below it.
+# What a product in fewer bits proposes beyond what is wanted: features per row, and how far below a floor, relative to
+# the floor plus 1 (of rows of norm sqrt(D) and an encoder of about unit rows such a product is off by 2^-9).
 # (Measured on a trained SAE of 4,608 features, k 32: of what float32 selects bfloat16 alone selects 99.4 %, with 8 more
 # to choose from all but 1 in 260,000; they cost 4 % of the encoder's time.)
 SPARE, SLACK = 8, 2**-7
@@ -32,6 +33,17 @@ SPARE, SLACK = 8, 2**-7
 def pays_off(density: float) -> bool:
     """Whether sparse features are faster than dense ones at this share of active pairs."""
     return density < SPARSE_BELOW
+
+
+def screening_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where this device multiplies it several times as fast as float32, else None: the precision in which
+    held-out rows propose their features."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else None
+    return None
 
 
 def product(rows_BD, W_FD, b_F) -> torch.Tensor:
@@ -91,29 +103,31 @@ def _collect(rows_BD, W_FD, b_F, choose: Callable, dtype: torch.dtype | None = N
     return Active(pattern, products_at(pattern, rows_BD, W_FD) + b_F[pattern.index_N])
 
 
-def topk(x_BD, shift_D, W_FD, b_F, k: int, world: World = ALONE, dtype: torch.dtype | None = None) -> Active:
+def encode_topk(
+    x_BD, shift_D, W_FD, b_F, k: int, group: ProcessGroup = SINGLE_PROCESS, dtype: torch.dtype | None = None
+) -> Active:
     """The k largest pre-activations of each row, of those the positive ones; the others are there with value zero.
 
-    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b. Where the `world` has features divided,
+    Pre-activations are (x - shift) W^T + b; gradients go to shift, W and b. Where the `group` has features divided,
     the k largest are those of all processes.
     """
     proposed = k if dtype is None else k + SPARE
 
     def choose(pre_BF: torch.Tensor):
-        value_BM, index_BM = select.topk(pre_BF, proposed)
+        value_BM, index_BM = select.topk_per_row(pre_BF, proposed)
         count_B = torch.full((len(pre_BF),), value_BM.shape[1], device=pre_BF.device)
         return count_B, index_BM.reshape(-1), value_BM.reshape(-1)
 
     rows_BD = (x_BD - shift_D).detach()
     best = _collect(rows_BD, W_FD, b_F, choose, dtype)
     best = best if dtype is None else select.best(best, k)
-    if world.features_divided:
-        best = divided.topk(best, k, world)
+    if group.splits_features:
+        best = across_processes.merge_topk(best, k, group)
     found = encoded(rows_BD, shift_D, W_FD, b_F, best)
     return found.of(found.value.relu())
 
 
-def above(
+def encode_above(
     x_BD,
     shift_D,
     W_FD,
@@ -137,48 +151,48 @@ def above(
 def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype | None) -> Active:
     if dtype is None:
         return _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, floor))
-    low = floor - SLACK * abs(floor)
+    low = floor - SLACK * (1 + abs(floor))
     found = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
     floor_N = floor[found.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
     return select.kept(found, found.value > floor_N)
 
 
-def batch_topk(
+def encode_batch_topk(
     x_BD,
     shift_D,
     W_FD,
     b_F,
     k: int,
     guess: float | None = None,
-    world: World = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     dtype: torch.dtype | None = None,
 ) -> tuple[Active, float]:
     """The B k largest positive pre-activations of the batch as a whole, over all processes, and the least of them.
 
     `guess` is what the least of them may be; a wrong one costs time and changes nothing.
     """
-    wanted = world.rows(len(x_BD)) * min(k, world.features(len(W_FD)))
+    wanted = group.count_rows(len(x_BD)) * min(k, group.count_features(len(W_FD)))
     rows_BD = (x_BD - shift_D).detach()
-    floor = _first_guess(rows_BD, W_FD, b_F, k, world) if guess is None else max(guess, 0.0)
+    floor = _first_guess(rows_BD, W_FD, b_F, k, group) if guess is None else max(guess, 0.0)
 
     def collect(low: float) -> Active:
         return _above(rows_BD, W_FD, b_F, low, dtype)
 
-    if world.alone:
+    if group.is_single:
         while len((found := collect(floor)).value) < wanted and floor > 0:
-            floor = divided.lower(floor)
+            floor = across_processes.lower(floor)
         found = select.largest(found, wanted)
         least = float(found.value.min()) if len(found.value) else 0.0
     else:
-        found, least = divided.batch_topk(collect, floor, wanted, world)
+        found, least = across_processes.merge_batch_topk(collect, floor, wanted, group)
     return encoded(rows_BD, shift_D, W_FD, b_F, found), least
 
 
 @torch.no_grad()
-def _first_guess(rows_BD, W_FD, b_F, k: int, world: World) -> float:
+def _first_guess(rows_BD, W_FD, b_F, k: int, group: ProcessGroup) -> float:
     """Somewhat below the k-th largest pre-activation of typical rows (of the first process, which has some)."""
     middle = torch.zeros((), dtype=torch.float64)
-    if world.first:
+    if group.is_first:
         pre_BF = next(_blocks(rows_BD, W_FD, b_F))
-        middle = select.topk(pre_BF, k)[0].amin(1).median().double()
-    return max(0.0, 0.7 * float(world.total(middle)))
+        middle = select.topk_per_row(pre_BF, k)[0].amin(1).median().cpu().double()
+    return max(0.0, 0.7 * float(group.sum_over_processes(middle)))

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
-from lensae.sae.kernels.choice import chosen
+from lensae.sae.kernels.backend import implementation
 
 # PyTorch says once that these tensors are in beta; what is used of them is old, and the tests hold its values.
 with warnings.catch_warnings():
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 def _sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
     if not len(index_N):
         return rows_XD.new_zeros(len(indptr) - 1, rows_XD.shape[1])
-    return chosen("sum_rows", sum_rows)(rows_XD, index_N, indptr, weight_N)
+    return implementation("sum_rows", sum_rows)(rows_XD, index_N, indptr, weight_N)
 
 
 def sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
@@ -42,7 +42,7 @@ def products_at(pattern: Pattern, rows_BD: torch.Tensor, W_FD: torch.Tensor) -> 
     """The products row . W of the active pairs (N,), and of no others."""
     if not len(pattern.index_N):
         return rows_BD.new_zeros(0)
-    return chosen("products_at", products)(pattern.indptr_B1, pattern.index_N, rows_BD, W_FD)
+    return implementation("products_at", products)(pattern.indptr_B1, pattern.index_N, rows_BD, W_FD)
 
 
 def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tensor, W_FD: torch.Tensor):

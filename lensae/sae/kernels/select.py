@@ -10,12 +10,12 @@ import math
 import torch
 
 from lensae.sae.kernels.active import Active, Pattern
-from lensae.sae.kernels.choice import chosen
+from lensae.sae.kernels.backend import implementation
 
 
-def topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def topk_per_row(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest entries of each row and where they are, in no order (B, K), (B, K)."""
-    return chosen("topk", grouped_topk)(pre_BF, k)
+    return implementation("topk_per_row", grouped_topk)(pre_BF, k)
 
 
 def grouped_topk(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

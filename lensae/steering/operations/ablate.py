@@ -1,10 +1,12 @@
-"""Ablate: the feature is off. The value has no part in it."""
+"""The feature is switched off wherever it fires."""
 
 from __future__ import annotations
 
 import torch
 
 from lensae.sae.base import SAE
+
+takes_value = False
 
 
 def delta(x: torch.Tensor, sae: SAE, feature: int, value: float) -> torch.Tensor:

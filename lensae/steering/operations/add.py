@@ -1,4 +1,4 @@
-"""Add: `value` more of the feature's direction, whatever it was."""
+"""The value times the feature's direction is added, whatever the feature was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clamp: the feature has `value` whatever it was."""
+"""The feature is set to the value, whatever it was."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A set in another format, for other tools: one file here per format, whose name is the ending of what it writes.
+"""A set in another format, for other tools: one module per format, named after the file ending that it writes.
 
 A format's module has `OPEN` (two lines of Python that open what it wrote, with {path!r} in them) and
-`write(table, target, advance)`, which builds the whole of `target`; `advance` is told the rows as they go by.
+`write(table, target, advance)`, which builds the whole of `target` and calls `advance` with the number of rows read.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lensae import registry
-from lensae.durable import clear_partials
-from lensae.errors import UserError
-from lensae.paths import SetEntry
+from lensae.core import registry
+from lensae.core.durable import clear_partials
+from lensae.core.errors import UserError
+from lensae.core.paths import SetEntry
 from lensae.store.export._table import Table
 from lensae.store.reader import SetReader
 
@@ -22,7 +22,7 @@ FOLDER = "dataset"
 
 
 def format_of(to: str) -> str:
-    """The format that the ending of `to` means; without one, or with a "/" at the end, a folder with a dataset.
+    """The format for the ending of `to`; without an ending, or with a "/" at the end, a folder with a dataset.
 
     Raises UserError for any other ending.
     """
@@ -31,14 +31,14 @@ def format_of(to: str) -> str:
         return FOLDER
     if ending not in registry.names(FORMATS):
         known = ", ".join(f".{name}" for name in registry.names(FORMATS) if name != FOLDER)
-        raise UserError(f"nothing is known to write as '.{ending}'", f"{known}, or a folder: {to}/")
+        raise UserError(f"there is no export format '.{ending}'", f"{known}, or a folder: {to}/")
     return ending
 
 
 def export(entry: SetEntry, to: str, advance: Callable[[int], None] = lambda rows: None) -> str:
     """Write the set as what the ending of `to` says, whole or not at all; returns how Python opens it.
 
-    Raises UserError when `to` is there already, DamagedError naming the shard that cannot be read.
+    Raises UserError when `to` exists, DamagedError naming the shard that cannot be read.
     """
     target = Path(to)
     module = registry.load(FORMATS, format_of(to))
@@ -55,6 +55,6 @@ def export(entry: SetEntry, to: str, advance: Callable[[int], None] = lambda row
 
 
 def _refuse_existing(target: Path) -> None:
-    """Raise UserError when there is something at `target`."""
+    """Raise UserError when `target` exists."""
     if os.path.lexists(target):
-        raise UserError(f"{target} is there already", "give another --to, or take that away first")
+        raise UserError(f"{target} exists already", "give another --to, or remove it first")

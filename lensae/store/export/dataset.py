@@ -3,8 +3,8 @@
 rows: activation (D), token (its text), token_id, document, position, origin, char_start, char_end
 documents: text, prompt, label, first_row, rows, input_ids; the `document` of a row is the number of a row here
 
-The library can only save what it holds already, in memory or in a cache of its own. So the Arrow files are written
-here, straight to their place and one per shard, and with them the two JSON files that `load_from_disk` reads.
+The library can only save what it has loaded, into memory or into its cache. So the Arrow files, one per shard, and the
+two JSON files that `load_from_disk` reads are written here.
 """
 
 from __future__ import annotations
@@ -14,32 +14,36 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lensae.durable import Folder, write_json
+from lensae.core.durable import Folder, write_json
 from lensae.store.export._table import Table
 from lensae.store.schema import CHUNK_ROWS, ROW_COLUMNS, TEXT_COLUMNS
 from lensae.store.shard import Shard
 
+if TYPE_CHECKING:
+    from datasets import Features
+
 OPEN = """\
-from datasets import load_from_disk; found = load_from_disk({path!r}); documents = found["documents"]
-rows = found["rows"].with_format("numpy"); print(rows[0]["activation"], documents[int(rows[0]["document"])]["text"])"""
+from datasets import load_from_disk; data = load_from_disk({path!r}); documents = data["documents"]
+rows = data["rows"].with_format("numpy"); print(rows[0]["activation"], documents[int(rows[0]["document"])]["text"])"""
 
 
 def write(table: Table, target: Path, advance: Callable[[int], None]) -> None:
     """Write the table as the folder `target`."""
-    with Folder(target, _taken) as folder:
-        _write_part(folder / "rows", table, _row_features(table), lambda shard: _rows(table, shard, advance))
-        _write_part(folder / "documents", table, _document_features(), lambda shard: _documents(table, shard))
+    with Folder(target, _refuse) as folder:
+        _write_dataset(folder / "rows", table, _row_features(table), lambda shard: _rows(table, shard, advance))
+        _write_dataset(folder / "documents", table, _document_features(), lambda shard: _documents(table, shard))
         write_json(folder / "dataset_dict.json", {"splits": ["rows", "documents"]})
 
 
-def _taken(target: Path) -> None:
+def _refuse(target: Path) -> None:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
-def _row_features(table: Table):
+def _row_features(table: Table) -> Features:
     from datasets import Features, List, Value
 
     activation = List(Value(table.dtype.name), length=table.width)
@@ -47,7 +51,7 @@ def _row_features(table: Table):
     return Features({"activation": activation, "token": Value("string"), **columns, "document": Value("int64")})
 
 
-def _document_features():
+def _document_features() -> Features:
     from datasets import Features, List, Value
 
     texts = {name: Value("string") for name in TEXT_COLUMNS}
@@ -55,8 +59,8 @@ def _document_features():
     return Features({**texts, **numbers, "input_ids": List(Value("int32"))})
 
 
-def _write_part(folder: Path, table: Table, features, batches: Callable[[Shard], Iterator[dict]]) -> None:
-    """One dataset, from the batches of columns that `batches` makes of each shard."""
+def _write_dataset(folder: Path, table: Table, features: Features, batches: Callable[[Shard], Iterator[dict]]) -> None:
+    """One dataset, from the batches of columns that `batches` gives for each shard."""
     from datasets import DatasetInfo
     from pyarrow import OSFile, RecordBatch, ipc
 
@@ -83,10 +87,10 @@ def _state(names: list[str], fingerprint: str) -> dict:
     }
 
 
-def _fingerprint(table: Table, part: str) -> str:
-    """The same for the same data and for no other: what the library keys its cache of later steps by."""
-    shards = [shard["sha256"] for shard in table.reader.shards]
-    return hashlib.sha256("\0".join([part, table.about, *shards]).encode()).hexdigest()[:16]
+def _fingerprint(table: Table, name: str) -> str:
+    """A digest of the data, by which the library keys its cache of later steps."""
+    shards = [shard.sha256 for shard in table.reader.shards]
+    return hashlib.sha256("\0".join([name, table.about, *shards]).encode()).hexdigest()[:16]
 
 
 def _rows(table: Table, shard: Shard, advance: Callable[[int], None]) -> Iterator[dict]:
@@ -96,11 +100,11 @@ def _rows(table: Table, shard: Shard, advance: Callable[[int], None]) -> Iterato
     tokens = _tokens(shard.texts("text"), columns)
     columns["document"] = table.document_of_rows(shard)
     for start in range(0, shard.rows, CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        values = shard.read("activations", part)
-        batch = {name: array(column[part]) for name, column in columns.items()}
+        chunk = slice(start, start + CHUNK_ROWS)
+        values = shard.read("activations", chunk)
+        batch = {name: array(column[chunk]) for name, column in columns.items()}
         batch["activation"] = FixedSizeListArray.from_arrays(array(values.reshape(-1)), table.width)
-        yield batch | {"token": array(tokens[part], "string")}
+        yield batch | {"token": array(tokens[chunk], "string")}
         advance(len(values))
 
 

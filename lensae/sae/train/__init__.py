@@ -1,0 +1,1 @@
+"""Training: the loop, one SAE on its way through it, its checkpoint, its schedule and its measurements."""

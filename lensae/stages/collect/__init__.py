@@ -1,0 +1,1 @@
+"""collect: a corpus through a model into activation sets."""

@@ -1,0 +1,1 @@
+"""evaluate: an SAE or a transcoder on held-out documents."""

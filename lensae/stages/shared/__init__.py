@@ -1,0 +1,1 @@
+"""Used by several stages: the model of a set, progress, processes, interrupts."""

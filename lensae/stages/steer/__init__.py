@@ -1,0 +1,1 @@
+"""steer: a feature changed while the model writes, and measured against controls."""

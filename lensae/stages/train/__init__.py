@@ -1,0 +1,1 @@
+"""train: sparse autoencoders on an activation set, one or several on one pass."""
