@@ -21,11 +21,11 @@ class Layout:
     """
 
     def __init__(self, *args: Any, help: str | None = None, **kwargs: Any):
-        super().__init__(*args, help=paragraphs(help or ""), **kwargs)
+        super().__init__(*args, help=paragraphs(help or ""), **kwargs)  # type: ignore[call-arg]
 
     def get_params(self, ctx: Any) -> list:
         """The parameters, in the order of their panels."""
-        params = super().get_params(ctx)
+        params = super().get_params(ctx)  # type: ignore[misc]
         options = [param for param in params if isinstance(param, TyperOption)]
         for option in options:
             option.metavar = short_type(option, ctx) if option.metavar is None else option.metavar

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lensae.cli.help import RUN, examples, panel
 from lensae.cli.options import SET_HELP, DeviceOption, JsonOption
 from lensae.core.program import command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lensae.core.recipe import TrainRecipe
+    from lensae.stages.train.watcher import Watcher
+
 
 EXAMPLES = examples(
     "train",
@@ -82,28 +89,37 @@ def command(
     from lensae.core.device import use_device
     from lensae.core.recipe import load_sweep
 
-    settings = load_sweep(recipe, **given)
-    from lensae.views import train as view
-    from lensae.views.console import out
+    recipes = load_sweep(recipe, **given)
+    from lensae.views.train import LiveTraining
 
     with ExitStack() as stack:
         stack.enter_context(use_device(device))
-        watcher = live = stack.enter_context(view.LiveTraining())
+        live = stack.enter_context(LiveTraining())
+        watcher: Watcher = live
         if wandb:
             from lensae.stages.train.wandb import WandbWatcher
 
             watcher = stack.enter_context(WandbWatcher(live, live.say))
-        if len(settings) > 1:
-            from lensae.stages.train.sweep import sweep as train
-            from lensae.views import sweep as view
-        else:
-            from lensae.stages.train.run import train
+        options = (set_name, name, watcher, command_line(), shard_features, index)
+        show = _train_several(recipes, *options) if len(recipes) > 1 else _train_one(recipes[0], *options)
+    show(as_json)
 
-            settings = settings[0]
-        report = train(settings, set_name, name, watcher, command_line(), shard_features, index)
-    if report is None:  # another process reports
-        return
-    if as_json:
-        view.as_json(report)
-    else:
-        view.show(out(), report)
+
+def _train_one(recipe: TrainRecipe, *options: Any) -> Callable[[bool], None]:
+    """Train one SAE; returns what shows its report (nothing, where another process has it)."""
+    from lensae.stages.train.run import train
+    from lensae.views import train as view
+    from lensae.views.console import out
+
+    report = train(recipe, *options)
+    return lambda as_json: None if report is None else view.as_json(report) if as_json else view.show(out(), report)
+
+
+def _train_several(recipes: list[TrainRecipe], *options: Any) -> Callable[[bool], None]:
+    """The same for several SAEs on one pass over the rows."""
+    from lensae.stages.train.sweep import sweep
+    from lensae.views import sweep as view
+    from lensae.views.console import out
+
+    report = sweep(recipes, *options)
+    return lambda as_json: None if report is None else view.as_json(report) if as_json else view.show(out(), report)

@@ -23,7 +23,10 @@ SPECIAL = -1  # the origin of a padding or special token: never stored, never ed
 class Edit(Protocol):
     """A change to the activations at one hook."""
 
-    hook: str
+    @property
+    def hook(self) -> str:
+        """The hook's name."""
+        ...
 
     def apply(self, x_BTW: torch.Tensor, origin_BT: torch.Tensor) -> torch.Tensor:
         """The changed activations; `origin_BT` is SPECIAL (-1), PROMPT (0) or GENERATED (1) at each position."""

@@ -16,13 +16,14 @@ from lensae.model.language_model import Edit, LanguageModel, Taps
 from lensae.model.precision import fast_matmul
 
 LOGITS_AT_ONCE = 80_000_000
+Sequences = Sequence[Sequence[int]]  # token ids of each
 Variants = Mapping[str, Sequence[Edit]]  # by name, the edits that make a variant of the model
 
 
 @torch.inference_mode()
 def next_token_logprobs(
     model: LanguageModel,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequences,
     edits: Sequence[Edit] = (),
     prompt_lengths: Sequence[int] | None = None,
 ) -> list[torch.Tensor]:
@@ -38,7 +39,7 @@ def next_token_logprobs(
     return [logits_BTV[b, width - len(ids) :].float().log_softmax(-1) for b, ids in enumerate(sequences)]
 
 
-def scoring_batches(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def scoring_batches(model: LanguageModel, sequences: Sequences) -> Iterator[list[int]]:
     """Indices of `sequences` in batches whose logits take some 300 MB at most."""
     vocabulary = int(model.config.vocab_size)
     batch: list[int] = []
@@ -63,7 +64,7 @@ class TokenLosses:
 
 
 def plain_losses(
-    model: LanguageModel, variants: Variants, sequences: Sequence[Sequence[int]], advance: Callable[[int], None]
+    model: LanguageModel, variants: Variants, sequences: Sequences, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, TokenLosses]]:
     """The plain way, open to every model and all edits: a run of the whole model for each variant."""
     for batch in scoring_batches(model, sequences):

@@ -25,7 +25,7 @@ from lensae.model.hooked import RESIDUAL
 from lensae.model.language_model import Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
 from lensae.model.read import AGREE, AGREE_SHORT, ready
-from lensae.model.score import TokenLosses, Variants, plain_losses
+from lensae.model.score import Sequences, TokenLosses, Variants, plain_losses
 from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losses, unembedding_of
 
 # Tokens, counted once for each variant, of a pass through the blocks; tokens whose losses are computed together (more
@@ -36,7 +36,7 @@ ROUNDING = 1e-5  # how far, relatively, the streams of one token may be apart th
 
 
 def variant_losses(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], variants: Variants, advance: Callable[[int], None]
+    model: LanguageModel, sequences: Sequences, variants: Variants, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, TokenLosses]]:
     """The number and the losses of each of the sequences, in an order of its own.
 
@@ -107,7 +107,7 @@ class OnePass:
         unembedding = unembedding_of(model) if model.side_by_side and RESIDUAL.fullmatch(hook) else None
         return None if unembedding is None else cls(model, unembedding, hook, variants)
 
-    def agrees(self, sequences: Sequence[Sequence[int]]) -> bool:
+    def agrees(self, sequences: Sequences) -> bool:
         """Whether the plain way gives the same, tried on the first tokens of some sequences."""
         tried = [list(ids[:length]) for ids, length in zip(sequences, TRIED_TOKENS, strict=False)]
         most = AGREE if self.model.network.dtype == torch.float32 else AGREE_SHORT
@@ -119,7 +119,7 @@ class OnePass:
         return True
 
     def losses(
-        self, sequences: Sequence[Sequence[int]], advance: Callable[[int], None], pass_tokens: int = PASS_TOKENS
+        self, sequences: Sequences, advance: Callable[[int], None], pass_tokens: int = PASS_TOKENS
     ) -> Iterator[tuple[int, TokenLosses]]:
         """The number and the losses of each sequence, the longest first."""
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
@@ -149,7 +149,7 @@ class OnePass:
             yield batch
 
     @torch.inference_mode()
-    def _run(self, numbers: list[int], sequences, references: list[Reference]) -> _Pass:
+    def _run(self, numbers: list[int], sequences: Sequences, references: list[Reference]) -> _Pass:
         """Documents through the model, up to their final hidden states."""
         model, lengths = self.model, [len(sequences[i]) for i in numbers]
         ids_1N = torch.tensor([[token for i in numbers for token in sequences[i]]], device=model.device)
@@ -162,14 +162,16 @@ class OnePass:
         return _Pass(numbers, lengths, position_1N[0], expansion.same, stream_SND, hidden_SND)
 
     @torch.inference_mode()
-    def _finish(self, waiting: list[_Pass], sequences, references) -> list[tuple[int, TokenLosses]]:
+    def _finish(
+        self, waiting: list[_Pass], sequences: Sequences, references: list[Reference]
+    ) -> list[tuple[int, TokenLosses]]:
         """The losses of documents that have been through the model."""
         if not waiting:
             return []
-        last = torch.cat([one.last_N for one in waiting])
-        kept = (~last).nonzero()[:, 0]  # the last token of a document has no target
-        clean_ND = torch.cat([one.hidden_SND[0] for one in waiting])[kept]
-        states = [self._states(number, waiting, references[number], kept) for number in range(len(self.variants))]
+        last_N = torch.cat([one.last_N for one in waiting])
+        kept_N = (~last_N).nonzero()[:, 0]  # the last token of a document has no target
+        clean_ND = torch.cat([one.hidden_SND[0] for one in waiting])[kept_N]
+        states = [self._states(number, waiting, references[number], kept_N) for number in range(len(self.variants))]
         numbers = [i for one in waiting for i in one.numbers]
         target_N = torch.tensor([token for i in numbers for token in sequences[i][1:]], device=self.model.device)
         with fast_matmul():
@@ -178,13 +180,14 @@ class OnePass:
         parts = (np.split(x_SN.cpu().numpy(), bounds, axis=1) for x_SN in (ce_SN, kl_SN))
         return [(i, TokenLosses(ce_ST, kl_ST)) for i, ce_ST, kl_ST in zip(numbers, *parts, strict=True)]
 
-    def _states(self, number: int, waiting: list[_Pass], reference: Reference, kept) -> HiddenStates:
+    def _states(self, number: int, waiting: list[_Pass], reference: Reference, kept_N: torch.Tensor) -> HiddenStates:
         """The final hidden states of one variant."""
-        position_N = torch.cat([one.position_N for one in waiting])[kept]
         if all(number in one.same for one in waiting):
-            return HiddenStates(reference.hidden_LD[: int(position_N.max()) + 1], position_N)
+            longest = max(max(one.lengths) for one in waiting)
+            position_N = torch.cat([one.position_N for one in waiting])[kept_N]
+            return HiddenStates(reference.hidden_LD[:longest], position_N)
         rows = [one.hidden_of(number, reference) for one in waiting]
-        return HiddenStates(torch.cat(rows)[kept])
+        return HiddenStates(torch.cat(rows)[kept_N])
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ class _Pass:
         return following_N == 0
 
     def references(self) -> list[Reference]:
-        """Those that a pass of one document gives."""
+        """Those that the first pass, of one document, gives."""
+        assert self.stream_SND is not None
         return [Reference(x, hidden) for x, hidden in zip(self.stream_SND[1:], self.hidden_SND[1:], strict=True)]
 
     def hidden_of(self, number: int, reference: Reference) -> torch.Tensor:
@@ -217,12 +221,12 @@ class _Pass:
         return self.hidden_SND[1 + number - sum(same < number for same in self.same)]
 
 
-def _final_hidden(model: LanguageModel, **inputs) -> torch.Tensor:
+def _final_hidden(model: LanguageModel, **inputs: torch.Tensor) -> torch.Tensor:
     """What reaches the unembedding, which is not computed."""
-    found: list[torch.Tensor] = []
+    reached: list[torch.Tensor] = []
 
-    def stop(_layer, arguments: tuple) -> None:
-        found.append(arguments[0])
+    def stop(_layer: torch.nn.Module, arguments: tuple) -> None:
+        reached.append(arguments[0])
         raise StopForward
 
     handle = model.network.get_output_embeddings().register_forward_pre_hook(stop)
@@ -231,4 +235,4 @@ def _final_hidden(model: LanguageModel, **inputs) -> torch.Tensor:
             model.run(**inputs, use_cache=False)
     finally:
         handle.remove()
-    return found[0]
+    return reached[0]

@@ -13,11 +13,11 @@ import torch
 from lensae.sae import functional
 
 
-def _linear(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _linear(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     return x @ tensors["W_enc"] + tensors["b_enc"]
 
 
-def _gated(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _gated(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     opens = x @ tensors["W_enc"] + tensors["b_gate"] > 0
     return (x @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]).relu() * opens
 

@@ -6,17 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lensae.core.durable import write_json
 from lensae.core.errors import UserError, nearest
 from lensae.core.paths import experiments_root
-from lensae.core.recipe import load_train, table
+from lensae.core.recipe import TrainRecipe, load_train, table
+from lensae.core.records import Example, FeatureStats, LabelScore
 from lensae.stages import features as lookup
 from lensae.stages import index
 from lensae.stages.collect import run as collect
+from lensae.stages.collect.options import CollectReport
 from lensae.stages.evaluate import run as evaluate
+from lensae.stages.evaluate.report import EvaluationReport
 from lensae.stages.shared.progress import Progress
 from lensae.stages.steer import run as steer
+from lensae.stages.steer.report import SteerReport
 from lensae.stages.train import run as train
 from lensae.stages.train.data import open_data
 from lensae.stages.train.record import find_trained
@@ -31,7 +36,7 @@ class StageReport:
     """One stage of an experiment and its report."""
 
     stage: str
-    report: object
+    report: Any
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ class ChosenFeature:
     """A feature picked for its label, with its strongest examples."""
 
     lookup: lookup.Lookup
-    score: object
-    stats: object
-    examples: list
+    score: LabelScore
+    stats: FeatureStats
+    examples: list[Example]
 
 
 def run(
@@ -56,6 +61,7 @@ def run(
     yield _line("collect", recipe["collect"])
     options = collect.CollectOptions(**recipe["collect"])
     collected = collect.collect(options, _line("collect", recipe["collect"]), progress)
+    assert collected is not None, "an experiment is run by one process"
     yield StageReport("collect", collected)
     set_name = "/".join(collected.paths[0].parts[-2:])
 
@@ -65,6 +71,7 @@ def run(
     if sae is None:
         with new_watcher() as watcher:
             trained = train.train(settings, set_name, None, watcher, index=False)
+        assert trained is not None, "an experiment is run by one process"
         sae = trained.sae
         yield StageReport("train", trained)
     sae_name = sae.name
@@ -83,8 +90,8 @@ def run(
     target = chosen[0].stats.feature
     samples = int(recipe["steer"].get("samples", 4))
     yield f"steer --feature {target} {' '.join(f'--scale {s:g}' for s in scales)} --samples {samples}"
-    options = steer.SteerOptions(target, scales, samples=samples, set_name=set_name, sae_name=sae_name)
-    steered = steer.steer(options, progress)
+    steering = steer.SteerOptions(target, scales, samples=samples, set_name=set_name, sae_name=sae_name)
+    steered = steer.steer(steering, progress)
     yield StageReport("steer", steered)
     yield StageReport("results", _write(path, collected, settings, evaluated, chosen, steered))
 
@@ -136,7 +143,14 @@ def _line(stage: str, options: dict) -> str:
     return " ".join(words)
 
 
-def _write(path: Path, collected, recipe, evaluated, chosen, steered) -> Path:
+def _write(
+    path: Path,
+    collected: CollectReport,
+    recipe: TrainRecipe,
+    evaluated: EvaluationReport,
+    chosen: list[ChosenFeature],
+    steered: SteerReport,
+) -> Path:
     target = experiments_root() / "results" / f"{path.stem}.json"
     runs = [vars(run) for run in (steered.baseline, *steered.steered, *steered.controls)]
     write_json(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,10 @@ from lensae.corpus.prompts import Corpus
 from lensae.corpus.prompts import load as load_corpus
 from lensae.interpret.moments import Figures, Moments
 from lensae.stages.shared.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from lensae.model.language_model import LanguageModel
+
 
 HOOKS = "blocks.*.hook_resid_post"
 CONTEXT = 512
@@ -107,7 +112,7 @@ def summary(report: SurveyReport) -> dict:
     return asdict(report) | {"blocks": blocks, "seconds": round(report.seconds, 3)}
 
 
-def _windows(model, corpus: Corpus, most: int) -> Iterator[Window]:
+def _windows(model: LanguageModel, corpus: Corpus, most: int) -> Iterator[Window]:
     """The corpus from its start, in windows, until they hold `most` tokens that are not special."""
     special, missing = model.text.special_ids, most
     for number, prompt in enumerate(corpus):
@@ -124,7 +129,7 @@ def _windows(model, corpus: Corpus, most: int) -> Iterator[Window]:
         raise UserError(f"{corpus.name} holds too little text", "a variance needs two tokens")
 
 
-def _measure(model, sample: list[Window], progress: Progress) -> dict[str, Moments]:
+def _measure(model: LanguageModel, sample: list[Window], progress: Progress) -> dict[str, Moments]:
     from lensae.model.read import read
 
     special = list(model.text.special_ids)

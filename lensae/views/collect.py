@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from lensae.core.program import command
 from lensae.views.console import print_json
 
+if TYPE_CHECKING:
+    from lensae.stages.collect.options import CollectReport
 
-def show(console: Console, report, next_step: bool = True) -> None:
+
+def show(console: Console, report: CollectReport, next_step: bool = True) -> None:
     """A few lines, and the next command."""
     if report.already_complete:
         console.print(f"this pass is already complete: {report.rows:,} rows from {report.documents:,} documents")
@@ -29,7 +34,7 @@ def show(console: Console, report, next_step: bool = True) -> None:
         console.print(f"[dim]next:[/] {command('train')}")
 
 
-def as_json(report) -> None:
+def as_json(report: CollectReport) -> None:
     """The same as JSON."""
     more = {"tokens_per_second": report.tokens_per_second, "bytes_per_token": report.bytes_per_token}
     print_json({**vars(report), **more})

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -28,12 +29,12 @@ def err() -> Console:
     return _console(stderr=True)
 
 
-def print_json(value) -> None:
+def print_json(value: Any) -> None:
     """One JSON value on stdout; a float that JSON cannot hold becomes null."""
     sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae.views.figures import activations, density, save
+
+if TYPE_CHECKING:
+    from lensae.stages.train.run import TrainReport
+
 
 PANELS = (
     ("loss", "loss in training"),
@@ -14,17 +19,17 @@ PANELS = (
 )
 
 
-def of_training(report) -> list[Path]:
+def of_training(report: TrainReport) -> list[Path]:
     """Draw the figures beside a trained SAE: its course, how often its features fire and how strongly."""
     folder, fit = report.sae.path / "figures", report.fit
-    return [
-        course(report),
-        density(fit.heldout.density.numpy(), folder / "density.png"),
-        activations(*fit.activation_histogram, folder / "activations.png"),
-    ]
+    figures = [course(report), density(fit.heldout.density.numpy(), folder / "density.png")]
+    if fit.activation_histogram is not None:
+        counts, zeros = fit.activation_histogram
+        figures.append(activations(counts, zeros, folder / "activations.png"))
+    return figures
 
 
-def course(report) -> Path:
+def course(report: TrainReport) -> Path:
     """Loss, explained variance, L0 and dead features over tokens, `figures/training.png` beside the SAE."""
     import matplotlib
 

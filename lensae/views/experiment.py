@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from rich.console import Console
 
 from lensae.views import collect, evaluate, features, figures, index, steer, train
 from lensae.views.console import out
 from lensae.views.picture import Picture
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lensae.stages.experiment import ChosenFeature, StageReport
+
 
 class Show:
     """Draws the reports of one experiment; the features and the steered text also go into a picture."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.picture = Picture()
 
-    def __call__(self, done) -> None:
+    def __call__(self, done: StageReport) -> None:
         """Draw the report of one stage."""
         console = out()
         match done.stage:
@@ -36,13 +43,13 @@ class Show:
                 console.print(f"\n[dim]figures of this run in[/] {done.report}", soft_wrap=True)
                 console.print(f"[dim]picture of the last stages in[/] {picture}", soft_wrap=True)
 
-    def _both(self, draw, report) -> None:
+    def _both(self, draw: Callable[[Console, Any], None], report: Any) -> None:
         draw(out(), report)
         draw(self.picture.console, report)
         self.picture.console.print()
 
 
-def _feature(console: Console, chosen) -> None:
+def _feature(console: Console, chosen: ChosenFeature) -> None:
     console.print(
         f"best for [bold]{chosen.score.label}[/]: AUROC {chosen.score.auroc:.2f} over documents, "
         f"{chosen.score.share:.0%} of its activation"

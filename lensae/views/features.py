@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lensae.core.records import ORIGINS, Example, FeatureStats, LabelScore
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lensae.stages.features import FeatureReport
+
 
 HEAT = ("#ffe8a3", "#ffd166", "#f9a03f", "#f3722c", "#e63946")
 LABEL_WIDTH = 12
@@ -52,7 +59,7 @@ def examples(console: Console, rows: list[Example] | tuple[Example, ...], maximu
     table.add_column("text, the firing token «marked»", no_wrap=True, width=text_width)
     for e in rows:
         origin = ORIGINS[e.span.origin] + (f" ×{e.copies}" if e.copies > 1 else "")
-        cells = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
+        cells: list[str | Text] = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
         if labelled:
             cells.append(Text(e.label, style="dim", overflow="ellipsis"))
         table.add_row(*cells, snippet(e, maximum, text_width))
@@ -92,7 +99,7 @@ def label_list(console: Console, scores: list[LabelScore]) -> None:
     console.print(table)
 
 
-def histogram_line(counts: tuple[int, ...], edges) -> str:
+def histogram_line(counts: tuple[int, ...], edges: np.ndarray) -> str:
     """A histogram as one line of blocks over the range that is not empty, with its ends."""
     filled = [i for i, count in enumerate(counts) if count]
     if not filled:
@@ -103,7 +110,7 @@ def histogram_line(counts: tuple[int, ...], edges) -> str:
     return f"{edges[first]:.3g} {bars} {edges[last + 1]:.3g}"
 
 
-def report(console: Console, details, rows: int, edges) -> None:
+def report(console: Console, details: FeatureReport, rows: int, edges: np.ndarray) -> None:
     """What `features show` prints: figures, histogram, tokens, labels and examples."""
     headline(console, details.stats, rows)
     console.print(f"[dim]activations[/]  {histogram_line(details.stats.histogram, edges)}")
@@ -111,7 +118,7 @@ def report(console: Console, details, rows: int, edges) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column, justify in (("token", "left"), ("fires", "right"), ("of", "right"), ("mean", "right")):
-        table.add_column(column, justify=justify)
+        table.add_column(column, justify="right" if justify == "right" else "left")
     for use in details.tokens:
         table.add_row(
             Text(f"«{one_line(use.token.strip(' ') or use.token)}»"),
@@ -147,7 +154,7 @@ def example_json(example: Example) -> dict:
     }
 
 
-def report_json(details) -> dict:
+def report_json(details: FeatureReport) -> dict:
     """`features show` as plain values."""
     return {
         **asdict(details.stats),

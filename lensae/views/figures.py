@@ -6,14 +6,22 @@ Shapes: F features.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lensae.core.paths import experiments_root, safe_name
 from lensae.stages.evaluate.report import EDGES
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def _axes(title: str, x: str, y: str):
+    from lensae.stages.evaluate.report import EvaluationReport
+    from lensae.stages.survey import SurveyReport
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,7 +35,7 @@ def _axes(title: str, x: str, y: str):
     return figure, axes
 
 
-def stacked(title: str, names: list[str], x: str):
+def stacked(title: str, names: list[str], x: str) -> tuple[Figure, list[Axes]]:
     """A figure of axes one below the other, each with its name on the left, and `x` below the last."""
     import matplotlib
 
@@ -44,7 +52,7 @@ def stacked(title: str, names: list[str], x: str):
     return figure, list(rows[:, 0])
 
 
-def save(figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write the figure and let go of it."""
     from matplotlib import pyplot
 
@@ -65,7 +73,7 @@ def density(density_F: np.ndarray, path: Path) -> Path:
     )
     if len(alive):
         low = np.floor(np.log10(alive.min()))
-        axes.hist(alive, bins=np.logspace(low, 0, int(-low * 12) + 1), color="#3a6ea5")
+        axes.hist(alive, bins=np.logspace(low, 0, int(-low * 12) + 1).tolist(), color="#3a6ea5")
         axes.set_xscale("log")
     return save(figure, path)
 
@@ -101,16 +109,16 @@ def nearest_cosines(cosines: dict[str, np.ndarray], path: Path) -> Path:
         "largest cosine with any other row",
         "features",
     )
-    low = min(float(found.min()) for found in cosines.values())
+    low = min(float(cosine_F.min()) for cosine_F in cosines.values())
     bins = np.linspace(np.floor(20 * low) / 20, 1, 81)
-    axes.hist(cosines["sae"], bins=bins, color="#3a6ea5", label="SAE")
+    axes.hist(cosines["sae"], bins=bins.tolist(), color="#3a6ea5", label="SAE")
     if "random" in cosines:
-        axes.hist(cosines["random"], bins=bins, histtype="step", color="#e07a3f", label="random directions")
+        axes.hist(cosines["random"], bins=bins.tolist(), histtype="step", color="#e07a3f", label="random directions")
         axes.legend(frameon=False)
     return save(figure, path)
 
 
-def of_evaluation(report) -> list[Path]:
+def of_evaluation(report: EvaluationReport) -> list[Path]:
     """The pictures of an evaluation, beside its SAE; none for an SAE in a folder that cannot be written to."""
     if report.folder is None:
         return []
@@ -122,7 +130,7 @@ def of_evaluation(report) -> list[Path]:
     ]
 
 
-def survey(report) -> Path:
+def survey(report: SurveyReport) -> Path:
     """Norm, effective rank and share of the first principal component by block, the chosen block marked."""
     import matplotlib
 

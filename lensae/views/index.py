@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from lensae.core.program import command
 
+if TYPE_CHECKING:
+    from lensae.stages.index import IndexReport
 
-def show(console: Console, report, next_step: bool = True) -> None:
+
+def show(console: Console, report: IndexReport, next_step: bool = True) -> None:
     """A line or two, and the next command."""
     console.print(
         f"[bold]{report.alive:,}[/] of {report.features:,} features fire, {report.postings:,} postings over "

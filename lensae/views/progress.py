@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import time
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from lensae.views.console import err
@@ -25,16 +34,16 @@ class RateColumn(ProgressColumn):
 class Watch:
     """A context manager that draws what a stage reports (lensae.stages.shared.progress.Progress)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.console = err()
         self.live = self.console.is_terminal
         self.bar: Progress | None = None
-        self.task = None
+        self.task = TaskID(0)
 
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -15,7 +15,9 @@ def set_list(console: Console, rows: list[dict]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("set", "rows", "documents", "width", "dtype", "MiB", "finished"):
         side = "right" if column in ("rows", "documents", "width", "MiB") else "left"
-        table.add_column(column, justify=side, no_wrap=column != "set", overflow="fold")
+        table.add_column(
+            column, justify="right" if side == "right" else "left", no_wrap=column != "set", overflow="fold"
+        )
     for row in rows:
         table.add_row(
             row["name"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,11 +11,17 @@ from rich.text import Text
 from lensae.core.program import command, join
 from lensae.stages.survey import Block
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lensae.stages.survey import HookChoice, SurveyReport
+
+
 COLUMNS = ("block", "norm", "mean |x|", "max |x|", "sum |x|", "top 1", "top 10", "kurtosis", "of float16", "eff. rank")
 FEW = 2  # tokens per dimension below which the size of the sample limits the effective rank
 
 
-def show(console: Console, report, picture, model: str | None, corpus: str) -> None:
+def show(console: Console, report: SurveyReport, picture: Path, model: str | None, corpus: str) -> None:
     """One line per block, the middle third bright and the chosen one marked, then the choice, its reason, and the
     command that collects at it from `model` and `corpus`."""
     table = Table(box=None, pad_edge=False)
@@ -58,7 +66,7 @@ def _cells(block: Block) -> tuple[str, ...]:
     )
 
 
-def next_command(choice, model: str | None, corpus: str) -> str:
+def next_command(choice: HookChoice, model: str | None, corpus: str) -> str:
     """The command line that collects at the chosen hook."""
     words = ["collect", *([model] if model else []), "--hook", choice.hook]
     words += ["--corpus", corpus] if corpus != "themes" else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,10 @@ from lensae.stages.train.sweep import SweepReport
 from lensae.views import index as index_view
 from lensae.views.console import print_json
 from lensae.views.figures import save, stacked
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 RIGHT = ("features", "L0", "EV", "CE kept", "dead")
 COLOURS = ("#3a6ea5", "#7a9e3f", "#a0568c", "#c2a13a", "#4a9b98", "#8c6d52", "#6b6b6b")
@@ -53,14 +58,14 @@ def show(console: Console, report: SweepReport) -> None:
 
 def plots(report: SweepReport) -> list[Path]:
     """Draw a sweep into its folder: pareto.png, and l1.png where weights of a sparsity penalty were compared."""
-    figures = [_pareto(report)]
+    figures = [_pareto(report, report.winner)] if report.winner else []
     penalised = [point for point in report.points if point.penalty is not None]
     if len({point.penalty for point in penalised}) > 1:
         figures.append(_penalty_plot(report, penalised))
     return figures
 
 
-def _pareto(report: SweepReport) -> Path:
+def _pareto(report: SweepReport, winner: Point) -> Path:
     """Explained variance against L0 (log scale), below it the loss recovered; the Pareto front as a line, the winner
     ringed."""
     about = f"{len(report.points)} SAEs on {report.set_name}"
@@ -68,10 +73,10 @@ def _pareto(report: SweepReport) -> Path:
     panels = {"explained_variance_typical": "explained variance"} | ({"ce_recovered": "CE recovered"} if known else {})
     figure, rows = stacked(about, list(panels.values()), "L0 on held-out rows")
     for axes, name in zip(rows, panels, strict=True):
-        _scatter(axes, report, name)
+        _scatter(axes, report, winner, name)
     rows[0].annotate(
-        report.winner.name,
-        (report.winner.l0, report.winner.explained_variance_typical),
+        winner.name,
+        (winner.l0, winner.explained_variance_typical),
         (8, -12),
         textcoords="offset points",
         fontsize=8,
@@ -83,17 +88,17 @@ def _pareto(report: SweepReport) -> Path:
     return save(figure, report.folder / "pareto.png")
 
 
-def _scatter(axes, report: SweepReport, name: str) -> None:
+def _scatter(axes: Axes, report: SweepReport, winner: Point, name: str) -> None:
     for arch, colour in zip(sorted({point.arch for point in report.points}), COLOURS, strict=False):
         points = [point for point in report.points if point.arch == arch]
         axes.scatter(
             [p.l0 for p in points], [getattr(p, name) for p in points], color=colour, s=28, label=arch, zorder=3
         )
     front = [point for point in report.points if point.front]
-    line = {"color": "#e07a3f", "linewidth": 1.2, "zorder": 2, "label": "Pareto front"}
+    line: dict[str, Any] = {"color": "#e07a3f", "linewidth": 1.2, "zorder": 2, "label": "Pareto front"}
     axes.plot([p.l0 for p in front], [getattr(p, name) for p in front], **line)
-    ring = {"facecolors": "none", "edgecolors": "#b4531c", "linewidths": 1.6}
-    axes.scatter(report.winner.l0, getattr(report.winner, name), s=150, zorder=4, **ring)
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "#b4531c", "linewidths": 1.6}
+    axes.scatter(winner.l0, getattr(winner, name), s=150, zorder=4, **ring)
 
 
 def _penalty_plot(report: SweepReport, points: list[Point]) -> Path:
@@ -103,7 +108,7 @@ def _penalty_plot(report: SweepReport, points: list[Point]) -> Path:
     )
     kinds = sorted({(point.arch, point.d_sae) for point in points})
     for kind, colour in zip(kinds, COLOURS, strict=False):
-        line = sorted((p.penalty, p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
+        line = sorted((p.penalty or 0.0, p.mse, p.l0) for p in points if (p.arch, p.d_sae) == kind)
         label = f"{kind[0]}, {kind[1]:,} features"
         weights, errors = [weight for weight, _, _ in line], [mse for _, mse, _ in line]
         axes.plot(weights, errors, "o-", color=colour, markersize=4, label=label)

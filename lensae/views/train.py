@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,13 @@ from lensae.views.console import err, print_json
 from lensae.views.curves import of_training
 from lensae.views.progress import Watch
 
+if TYPE_CHECKING:
+    from lensae.core.paths import SetEntry
+    from lensae.stages.train.run import TrainReport
+    from lensae.stages.train.setup import Training
+    from lensae.stages.train.watcher import Measurement
+
+
 PLAIN_EVERY_S = 3.0
 SHOWN_LINES = 16
 COLUMNS = ("SAE", "epoch", "tokens", "loss", "parts", "held-out loss", "EV", "L0", "dead", "tokens/s", "")
@@ -26,7 +34,7 @@ ONE_SAE, SEVERAL_SAES = range(1, len(COLUMNS)), (0, 1, 2, 3, 6, 7, 8, 10)  # the
 class LiveTraining(Watcher):
     """Draws a training, or several at once, and the building of the index after it; a context manager."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.console = err()
         self.live: Live | None = None
         self.rows: list[tuple[str, ...]] = []
@@ -36,7 +44,7 @@ class LiveTraining(Watcher):
     def __enter__(self) -> LiveTraining:
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._close_table()
         if self.index_bar is not None:
             self.index_bar.__exit__(*exc)
@@ -52,12 +60,13 @@ class LiveTraining(Watcher):
         """A line above the table."""
         self.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
-    def started(self, entry, trainings: list) -> None:
+    def started(self, entry: SetEntry, trainings: list[Training]) -> None:
         """Say what will be trained, and why these numbers."""
         self.plan, self.several = trainings[0].plan, len(trainings) > 1
         self.count = len(trainings)
         self.tokens = self.resumed_tokens = min(training.run.state.tokens for training in trainings)
-        self.losses, self.started_at = [], time.monotonic()
+        self.losses: list[dict[str, float]] = []
+        self.started_at = time.monotonic()
         named = "" if self.several else f"   [dim]SAE[/] {trainings[0].name}"
         self.console.print(f"[dim]set[/] {entry.name}{named}")
         self._describe(entry, trainings)
@@ -68,7 +77,7 @@ class LiveTraining(Watcher):
             self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
-    def _describe(self, entry, trainings: list) -> None:
+    def _describe(self, entry: SetEntry, trainings: list[Training]) -> None:
         first = trainings[0]
         recipe, plan, state = first.resolved, first.plan, first.run.state
         if self.several:
@@ -96,7 +105,7 @@ class LiveTraining(Watcher):
         if self.live is not None:
             self.live.update(self._view())
 
-    def measured(self, training, line) -> None:
+    def measured(self, training: Training, line: Measurement) -> None:
         """One more line of the table."""
         row = self._add(training, line)
         last = line.step == training.plan.steps
@@ -118,7 +127,7 @@ class LiveTraining(Watcher):
         self.index_bar = Watch()
         return self.index_bar
 
-    def _add(self, training, line) -> tuple[str, ...]:
+    def _add(self, training: Training, line: Measurement) -> tuple[str, ...]:
         row = (
             training.name,
             f"{line.epoch}",
@@ -140,7 +149,7 @@ class LiveTraining(Watcher):
         chosen = SEVERAL_SAES if self.several else ONE_SAE
         for column in (COLUMNS[i] for i in chosen):
             side = "left" if column in ("SAE", "parts", "") else "right"
-            table.add_column(column, justify=side, no_wrap=column == "SAE")
+            table.add_column(column, justify="right" if side == "right" else "left", no_wrap=column == "SAE")
         latest = {row[0]: row for row in self.rows}
         for row in list(latest.values()) if self.several else self.rows[-SHOWN_LINES:]:
             table.add_row(*(row[i] for i in chosen))
@@ -155,7 +164,7 @@ class LiveTraining(Watcher):
         return Group(table, Text(line, style="cyan"))
 
 
-def show(console, report, next_step: bool = True) -> None:
+def show(console: Console, report: TrainReport, next_step: bool = True) -> None:
     """The result of the training and its index, and the next commands."""
     heldout = report.fit.heldout
     massive = f" ({heldout.massive_rows:,} massive rows left out)" if heldout.massive_rows else ""
@@ -178,8 +187,8 @@ def show(console, report, next_step: bool = True) -> None:
         console.print(f"[dim]next:[/] {command('evaluate')}, {command('features list --sort label')}")
 
 
-def as_json(report) -> None:
+def as_json(report: TrainReport) -> None:
     """Print training.json, with the SAE's name and path, its figures and its index."""
     figures, index = of_training(report), asdict(report.index) if report.index else None
     about = {"sae": report.sae.name, "path": report.sae.path, "figures": figures, "index": index}
-    print_json({**about, **report.sae.training.to_json()})
+    print_json({**about, **report.sae.record.to_json()})

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lensae.sae import kernels
+from lensae.sae.architectures._dead_features import DeadFeatures
 from lensae.sae.distributed.process_group import ProcessGroup
 
 BLOCK = 1024
@@ -29,13 +30,16 @@ def random_rows(count: int, width: int, own: slice) -> torch.Tensor:
 
 
 class ShardedModule(nn.Module):
-    """Features `own` of a trainer (W_dec, b_dec, dead); a single process holds them all."""
+    """The features of a trainer that one process holds (`own_features`); a single process holds them all."""
 
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    dead: DeadFeatures
     shared: tuple[str, ...] = ("b_dec", "centre")  # the tensors that are not made of one row, or number, per feature
 
-    def __init__(self, d_sae: int, group: ProcessGroup):
+    def __init__(self, d_sae: int, group: ProcessGroup) -> None:
         super().__init__()
-        self.group, self.own = group, group.feature_range(d_sae)
+        self.group, self.own_features = group, group.feature_range(d_sae)
 
     def is_shared(self, name: str) -> bool:
         """Whether every process holds the whole of this parameter or buffer."""
@@ -89,8 +93,9 @@ class ShardedModule(nn.Module):
             return
         own = shared = torch.zeros(())
         for name, parameter in self.named_parameters():
-            square = parameter.grad.square().sum()
+            square = parameter.new_zeros(()) if parameter.grad is None else parameter.grad.square().sum()
             own, shared = (own, shared + square) if self.is_shared(name) else (own + square, shared)
         factor = (most / ((self.group.sum_over_processes(own) + shared).sqrt() + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters():
-            parameter.grad.mul_(factor)
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)

@@ -23,6 +23,7 @@ class Trainer(L1Trainer):
     """
 
     saved_as = "gated"
+    unscaled = ("r_mag",)
 
     def extend(self) -> None:
         """The magnitude's own bias and logarithmic scale."""
@@ -59,3 +60,8 @@ class Trainer(L1Trainer):
     def parts(self) -> dict[str, torch.Tensor]:
         """The biases of gate and magnitude, and the magnitude's logarithmic scale."""
         return {"b_gate": self.b_enc, "b_mag": self.b_mag, "r_mag": self.r_mag}
+
+    def recentred(self, tensors: dict[str, torch.Tensor], shift_F: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both biases, the magnitude's with its scale."""
+        gate, magnitude = tensors["b_gate"] - shift_F, tensors["b_mag"] - shift_F * tensors["r_mag"].exp()
+        return tensors | {"b_gate": gate, "b_mag": magnitude}

@@ -31,7 +31,7 @@ class Trainer(L1Trainer):
     def extend(self) -> None:
         """One matrix for both, and a centre that does not learn."""
         super().extend()
-        self.W_enc_FD = self.W_dec
+        self.W_enc_FD = self.W_dec  # type: ignore[assignment]  # both are the one parameter
         del self.b_dec
         self.register_buffer("b_dec", torch.zeros(self.d_model))
 
@@ -41,10 +41,10 @@ class Trainer(L1Trainer):
 
         With a target L0 the biases start where each feature fires on a small share of the rows."""
         target_BD = x_BD if target_BD is None else target_BD
-        self.b_dec = functional.geometric_median(target_BD)
+        self.b_dec.data = functional.geometric_median(target_BD)
         if self.centre is not None:
             self.centre = functional.geometric_median(x_BD)
-        index = torch.randperm(len(x_BD))[: self.d_sae][self.own]
+        index = torch.randperm(len(x_BD))[: self.d_sae][self.own_features]
         rows = functional.unit_rows(x_BD[index] - self.shift_D)
         self.W_dec.data[: len(rows)] = functional.unit_rows(0.5 * rows + 0.5 * self.W_dec.data[: len(rows)])
         if self.recipe.target_l0:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -26,11 +26,11 @@ class _Sum(torch.autograd.Function):
     """The sum over processes; the gradient goes to the own part alone."""
 
     @staticmethod
-    def forward(ctx, part, group: ProcessGroup):
+    def forward(ctx: Any, part: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         return group.all_reduce(part.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
 
@@ -144,15 +144,15 @@ class ProcessGroup:
         """What every process has, the first dimension of which may differ."""
         if self.is_single:
             return [part_ND]
-        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._call(distributed.all_gather, counts, torch.tensor([len(part_ND)]))
-        counts = [int(count) for count in counts]
+        gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        self._call(distributed.all_gather, gathered, torch.tensor([len(part_ND)]))
+        counts = [int(count) for count in gathered]
         padded_ND = part_ND.new_zeros(max(counts), *part_ND.shape[1:])
         padded_ND[: len(part_ND)] = part_ND
-        found = [torch.empty_like(padded_ND) for _ in counts]
+        parts = [torch.empty_like(padded_ND) for _ in counts]
         if max(counts):
-            self._call(distributed.all_gather, found, padded_ND)
-        return [rows_ND[:count] for rows_ND, count in zip(found, counts, strict=True)]
+            self._call(distributed.all_gather, parts, padded_ND)
+        return [rows_ND[:count] for rows_ND, count in zip(parts, counts, strict=True)]
 
     def send(self, tensor: torch.Tensor) -> None:
         """Send a tensor to the first process, which receives it."""
@@ -166,29 +166,31 @@ class ProcessGroup:
     def same(self, *tensors: torch.Tensor) -> None:
         """Overwrite tensors with what the first process has."""
         for tensor in tensors if self.size > 1 else ():
-            held = tensor.detach().contiguous()
-            self._call(distributed.broadcast, held, 0)
-            tensor.detach().copy_(held)
+            values = tensor.detach().contiguous()
+            self._call(distributed.broadcast, values, 0)
+            tensor.detach().copy_(values)
 
     def broadcast_text(self, text: str) -> str:
         """The text that the first process has."""
         return self._all_texts(text)[0] if self.size > 1 else text
 
     def collectively(self, work: Callable[[], T]) -> T:
-        """What the work gives here; when it fails in one process it fails in all, and the first one tells."""
+        """The result of the work; when it fails in one process it fails in all, and the first one reports why."""
         if self.is_single:
             return work()
-        found = error = None
+        result: Any = None
+        error: Exception | None = None
         try:
-            found = work()
+            result = work()
         except Exception as raised:
             error = raised
-        told = [json.loads(text) for text in self._all_texts(_described(error)) if text]
-        if not told:
-            return found
+        failures = [json.loads(text) for text in self._all_texts(_described(error)) if text]
+        if not failures:
+            return cast(T, result)
+        first = failures[0]
         if not self.is_first:
-            raise OtherProcessEnded(told[0]["status"]) from error
-        raise error or _kind(told[0]["kind"])(told[0]["what"], told[0]["hint"])
+            raise OtherProcessEnded(first["status"]) from error
+        raise error or _kind(first["kind"])(first["what"], first["hint"])
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
         """The items of a source, which is to be as long in every process, got together."""
@@ -197,13 +199,13 @@ class ProcessGroup:
             return
         items = iter(source)
         while (item := self.collectively(lambda: next(items, END))) is not END:
-            yield item
+            yield cast(T, item)
 
     def _all_texts(self, text: str) -> list[str]:
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        return [bytes(found.tolist()).decode() for found in self.all_gather(data)]
+        return [bytes(part.tolist()).decode() for part in self.all_gather(data)]
 
-    def _call(self, collective: Callable, *arguments) -> None:
+    def _call(self, collective: Callable[..., object], *arguments: object) -> None:
         try:
             collective(*arguments)
         except RuntimeError as error:

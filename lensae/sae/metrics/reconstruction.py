@@ -129,11 +129,11 @@ class Accumulator:
 
     def _add_rows(self, x: torch.Tensor, x_hat: torch.Tensor) -> None:
         norm_B, square_hat_B, product_B = x.norm(dim=-1), x_hat.square().sum(-1), (x * x_hat).sum(-1)
-        rows = (x, x_hat, square_hat_B, product_B)
+        rows = [x, x_hat, square_hat_B, product_B]
         massive_B = norm_B > self.massive_norm
         if massive_B.any():
             self.massive.add(*(part[massive_B] for part in rows))
-            rows = tuple(part[~massive_B] for part in rows)
+            rows = [part[~massive_B] for part in rows]
         self.typical.add(*rows)
         norm_B, norm_hat_B = norm_B.clamp(min=TINY), square_hat_B.sqrt()
         cosine_B = product_B / (norm_B * norm_hat_B.clamp(min=TINY))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from lensae.sae.train import resampling
 from lensae.sae.train.ema import ExponentialMovingAverage
 from lensae.sae.train.optimizer import Adam
 from lensae.sae.train.schedule import Plan, learning_rate
+
+if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class TrainingRun:
         self,
         recipe: TrainRecipe,
         plan: Plan,
-        make_trainer: Callable[[int], torch.nn.Module],
+        make_trainer: Callable[[int], BaseTrainer],
         checkpoint: Path | None = None,
         device: str = "cpu",
     ):

@@ -19,6 +19,9 @@ from lensae.store.pairs import Rows
 from lensae.store.reader import group_of
 
 if TYPE_CHECKING:
+    import torch
+
+    from lensae.sae.base import SAE
     from lensae.sae.metrics.reconstruction import RowMeans
 
 BASELINE_ROWS = 100_000
@@ -120,15 +123,15 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     total = metrics.Accumulator(held.rows.width, system.d_sae, held.means.massive_norm)
     sums_GS, counts = torch.zeros(held.groups, 7, dtype=torch.float64), counted(np.empty(0))
     with torch.inference_mode(), fast_matmul():
-        for x_BD, y_BO, group_B in held.batches(batch_rows(system.d_sae)):
-            y_BO = torch.from_numpy(y_BO)
-            y_hat_BO, features_BF = system.run(torch.from_numpy(x_BD).to(device)) if system.run else (y_BO, None)
-            count_F, active_B, fired = _firing(features_BF, len(x_BD), system.d_sae)
+        for x, y, group_B in held.batches(batch_rows(system.d_sae)):
+            y_BO = torch.from_numpy(y)
+            y_hat_BO, features_BF = system.run(torch.from_numpy(x).to(device)) if system.run else (y_BO, None)
+            count_F, active_B, fired = _firing(features_BF, len(x), system.d_sae)
             counts += counted(fired)
             total.add(y_BO, y_hat_BO, count_F)
             rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, held.means)
             sums_GS.index_add_(0, torch.from_numpy(group_B), rows_BS)
-            progress.advance(len(x_BD))
+            progress.advance(len(x))
     result, sums = total.result(), sums_GS.numpy()
     figures = {name: value for name, value in vars(result).items() if name != "density"}
     figures["explained_variance_per_token"] = float(metrics.explained_variance_per_token(sums.sum(0)))
@@ -136,7 +139,7 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     return Scored(figures, sums, result.density.numpy(), counts, zeros)
 
 
-def _firing(features_BF, rows: int, d_sae: int):
+def _firing(features_BF: torch.Tensor | None, rows: int, d_sae: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """On how many rows each feature fires (F,), how many fire at each row (B,), and with what activations."""
     import torch
 
@@ -170,11 +173,11 @@ def training_rows(rows: Rows, d_sae: int, take: Callable, progress: Progress) ->
     return torch.cat(x), torch.cat(y)
 
 
-def of_sae(name: str, title: str, sae, device: str) -> System:
+def of_sae(name: str, title: str, sae: SAE, device: str) -> System:
     """An SAE as a system."""
     placed = sae.to(device)
 
-    def run(x_BD):
+    def run(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features_BF = placed.encode(x_BD)
         return placed.decode(features_BF), features_BF
 

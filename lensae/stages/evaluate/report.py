@@ -129,7 +129,7 @@ def _finite(values: dict) -> dict:
     return {name: None if _not_a_number(value) else value for name, value in values.items()}
 
 
-def _not_a_number(value) -> bool:
+def _not_a_number(value: object) -> bool:
     numbers = value if isinstance(value, tuple) else (value,)
     return any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
 

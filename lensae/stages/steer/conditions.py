@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,23 +17,34 @@ from lensae.stages.features import Lookup
 from lensae.stages.steer.options import SteerOptions
 from lensae.stages.steer.report import Condition
 
+if TYPE_CHECKING:
+    import torch
+
+    from lensae.model.generate import Written
+    from lensae.model.language_model import Edit, LanguageModel
+    from lensae.sae.base import SAE
+    from lensae.steering.edits import FeatureEdit
+
+
 JUDGE_DOCUMENTS = 5000
 
 
 class Bench:
     """Everything the conditions share."""
 
-    def __init__(self, options: SteerOptions, lookup: Lookup, model, sae, label: str, maximum: float):
+    def __init__(
+        self, options: SteerOptions, lookup: Lookup, model: LanguageModel, sae: SAE, label: str, maximum: float
+    ) -> None:
         self.options, self.lookup, self.model, self.sae, self.label = options, lookup, model, sae, label
         self.maximum = maximum
         self.hook = lookup.entry.manifest.hook
         self.prompts = [model.text.encode(p) for p in options.prompts for _ in range(options.samples)]
         self.judge = _judge(lookup) if label else None
-        self.baseline_written = None
-        self.baseline_logprobs = None
+        self.baseline_written: list[Written] = []
+        self.baseline_logprobs: list[torch.Tensor] = []
         self.residual_norm = math.nan
 
-    def feature_edit(self, feature: int, value: float):
+    def feature_edit(self, feature: int, value: float) -> FeatureEdit:
         """The options' operation on `feature`."""
         from lensae.steering.edits import FeatureEdit
 
@@ -54,7 +66,7 @@ class Bench:
             self.run("control: random direction", scale, value, matched),
         ]
 
-    def run(self, name: str, scale: float, value: float, edit) -> Condition:
+    def run(self, name: str, scale: float, value: float, edit: Edit | None) -> Condition:
         """Generate under `edit` (None: none) and measure."""
         from lensae.model.generate import generate
         from lensae.model.read import read
@@ -81,36 +93,36 @@ class Bench:
             self._label_probability(texts),
         )
 
-    def _typical_norm(self, written) -> float:
+    def _typical_norm(self, written: list[Written]) -> float:
         return float(np.mean(np.linalg.norm(self._generated(written), axis=1)))
 
-    def _generated(self, activations, written=None) -> np.ndarray:
+    def _generated(self, activations: list[Written], written: list[Written] | None = None) -> np.ndarray:
         """The captured rows of generated tokens, or, when nothing was generated, the prompts' last rows."""
         parts = []
         for a, w in zip(activations, written or activations, strict=True):
             parts.append(a.activations[self.hook][min(len(w.prompt_ids), len(w.ids) - 1) :])
         return np.concatenate(parts)
 
-    def _activation(self, activations, written=None) -> float:
+    def _activation(self, activations: list[Written], written: list[Written] | None = None) -> float:
         import torch
 
         with torch.inference_mode():
             x = torch.from_numpy(self._generated(activations, written)).to(self.model.device)
             return float(self.sae.encode(x)[:, self.options.feature].mean())
 
-    def _logprobs(self, written, edits) -> list:
+    def _logprobs(self, written: list[Written], edits: Sequence[Edit]) -> list[torch.Tensor]:
         """For each sequence, log p of what comes at each generated place (tokens, V)."""
         from lensae.model.score import next_token_logprobs, scoring_batches
 
-        found: list = [None] * len(written)
+        logprobs: dict[int, torch.Tensor] = {}
         for batch in scoring_batches(self.model, [w.ids for w in written]):
             lengths = [len(written[i].prompt_ids) for i in batch]
             results = next_token_logprobs(self.model, [written[i].ids for i in batch], edits, lengths)
             for i, length, logp in zip(batch, lengths, results, strict=True):
-                found[i] = logp[length - 1 : -1] if written[i].new_ids else logp[-1:]
-        return found
+                logprobs[i] = logp[length - 1 : -1] if written[i].new_ids else logp[-1:]
+        return [logprobs[i] for i in range(len(written))]
 
-    def _kl(self, edits) -> float:
+    def _kl(self, edits: Sequence[Edit]) -> float:
         from lensae.steering.measure import kl
 
         if not edits:
@@ -119,7 +131,7 @@ class Bench:
         values = [kl(p, q) for p, q in zip(self.baseline_logprobs, changed, strict=True)]
         return float(sum(v.sum() for v in values) / sum(len(v) for v in values))
 
-    def _perplexity(self, written) -> float:
+    def _perplexity(self, written: list[Written]) -> float:
         import torch
 
         from lensae.steering.measure import cross_entropy, perplexity

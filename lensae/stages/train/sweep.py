@@ -169,7 +169,7 @@ def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, floa
 
 
 def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
-    record = sae.training
+    record = sae.record
     recipe, heldout = record.recipe, record.heldout
     weight = registry.load("sae.architectures", recipe.arch).Trainer.penalised_by
     return Point(
@@ -182,7 +182,7 @@ def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
         explained_variance=heldout["explained_variance"],
         mse=heldout["mse"],
         dead_share=heldout["dead_share"],
-        seconds=record.seconds,
+        seconds=record.seconds or 0.0,
         penalty=getattr(recipe, weight) if weight and not recipe.target_l0 else None,
         ce_recovered=ce_recovered,
     )

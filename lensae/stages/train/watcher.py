@@ -8,6 +8,7 @@ from lensae.stages.shared.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from lensae.core.paths import SetEntry
+    from lensae.sae.train.run import Measurement
     from lensae.stages.train.setup import Training
 
 
@@ -20,7 +21,7 @@ class Watcher:
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """A batch of `rows` rows is done; `losses` has the parts of the loss for every SAE that learnt from it."""
 
-    def measured(self, training: Training, line) -> None:
+    def measured(self, training: Training, line: Measurement) -> None:
         """An SAE was measured on held-out rows: a line of metrics.csv."""
 
     def indexing(self) -> Progress:
