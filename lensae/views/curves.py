@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PANELS = (
     ("loss", "loss in training"),
-    ("explained_variance", "explained variance"),
+    ("explained_variance_typical", "explained variance\n(massive rows left out)"),
     ("l0", "L0"),
     ("dead_share", "share of features\nthat never fire"),
 )

@@ -61,7 +61,7 @@ def test_figures_against_their_formulas():
     x, x_hat = torch.randn(300, 6) * torch.arange(1.0, 7) + 5, torch.randn(300, 6)
     features = torch.relu(torch.randn(300, 8) - 1)
     features[:, 3] = 0
-    total = Accumulator(6, 8)
+    total = Accumulator(6, 8, math.inf)
     for part in torch.arange(300).split(77):
         total.add(x[part], x_hat[part], (features[part] > 0).sum(0))
     found = total.result()

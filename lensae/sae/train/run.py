@@ -41,6 +41,7 @@ class Measurement:
     loss: float
     losses: dict[str, float]
     heldout_loss: float
+    explained_variance_typical: float
     explained_variance: float
     l0: float
     dead_share: float
@@ -216,6 +217,7 @@ class TrainingRun:
             sum(losses.values()),
             losses,
             heldout_loss,
+            found.explained_variance_typical,
             found.explained_variance,
             found.l0,
             found.dead_share,

@@ -20,7 +20,7 @@ from lensae.core.program import command
 from lensae.sae import kernels
 from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lensae.sae.metrics.histogram import BINS, counted
-from lensae.sae.metrics.reconstruction import Accumulator, Reconstruction
+from lensae.sae.metrics.reconstruction import Accumulator, Reconstruction, massive_norm_at
 from lensae.sae.train.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class _Figures:
     def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         target_BD = rows[-1]
         if self.sums is None:
-            self.sums = Accumulator(target_BD.shape[1], step.features.shape[1])
+            width = target_BD.shape[1]
+            self.sums = Accumulator(width, step.features.shape[1], massive_norm_at(scales[-1], width))
         self.sums.add(target_BD, step.x_hat_BD / scales[-1], step.features.count_F())
         count = trainer.group.count_rows(len(target_BD))
         self.loss += float(torch.stack([*step.losses.values()]).sum()) * count
