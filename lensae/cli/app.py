@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -99,6 +100,7 @@ for _panel, _modules in COMMANDS.items():
 
 def main() -> None:
     """Run the command line; every error becomes a line or two on stderr and an exit status."""
+    _write_utf8()
     try:
         app(prog_name=command())
     except SystemExit as end:
@@ -109,15 +111,28 @@ def main() -> None:
         if isinstance(error, OtherProcessEnded | UserError | Interrupted) and not current().is_first:
             _leave(error)
         _fail(error.what, error.hint, error.exit_status)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except OSError as error:
+        if _is_closed_pipe(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         _fail(*_explain(error), 1)
     except MemoryError:
         _fail("out of memory", "try a smaller --batch-size", 1)
     except Exception as error:
         _fail(f"unexpected {type(error).__name__}: {error}", "this is a bug in lensae; --debug shows where", 1)
+
+
+def _write_utf8() -> None:
+    """Write UTF-8 to pipes and files on Windows too, whose own code page lacks most characters."""
+    for stream in (sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Whether the reader of the output has gone (`| head`); Windows reports that as an invalid argument."""
+    windows = os.name == "nt" and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or windows
 
 
 def _leave(error: LensaeError) -> None:

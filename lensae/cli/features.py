@@ -28,8 +28,10 @@ def top(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
     stats = opened.index.stats(feature)
     found = lookup.top(opened, feature, k)
     if as_json:
@@ -61,8 +63,10 @@ def list_(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
     if sort == "label":
         found, draw = lookup.by_label(opened, k), view.label_list
     else:
@@ -87,8 +91,10 @@ def show(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
     found = lookup.show(opened, feature, k)
     if as_json:
         print_json(view.report_json(found))

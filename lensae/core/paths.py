@@ -111,6 +111,13 @@ class SaeEntry:
         return self.path / "index"
 
     @property
+    def record(self) -> TrainingRecord:
+        """The record of its training; raises UserError for an SAE that was not trained here."""
+        if self.training is None:
+            raise UserError(f"nothing is recorded of how the SAE '{self.name}' was trained")
+        return self.training
+
+    @property
     def completed_at(self) -> str:
         """The ISO time at which training ended; "" when it has not, or was not done here."""
         return self.training.completed_at if self.training else ""

@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from lensae.core.errors import UserError
 
@@ -74,7 +75,7 @@ class _Cursor:
         if size > self.size - self.position:
             raise ValueError(f"it is cut short or damaged ({what} do not fit into its {self.size:,} bytes)")
 
-    def _number(self, code: str):
+    def _number(self, code: str) -> Any:
         size = struct.calcsize(code)
         self._check_room(size, "the header")
         [value] = struct.unpack_from(f"<{code}", self.data, self.position)

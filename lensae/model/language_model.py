@@ -163,7 +163,10 @@ class Taps:
         hooks += [(hook, self._taker(hook)) for hook in self.capture]
         hooks += [(self.final, self._stopper)] if self.final else []
         self._added = self.model.hooks_for_now(hooks)
-        self._added.__enter__()
+        try:
+            self._added.__enter__()
+        except ValueError as error:  # for hooks that need a setting of TransformerLens
+            raise UserError(f"TransformerLens cannot use this hook: {error}", "use blocks.N.hook_resid_post") from error
         return self
 
     def __exit__(self, *_exc) -> None:

@@ -99,7 +99,7 @@ def check_hook(hook: str, known) -> None:
 
 def _is_residual(hook: str, n_blocks: int) -> bool:
     match = RESIDUAL.fullmatch(hook)
-    return bool(match) and int(match[1]) < n_blocks
+    return match is not None and int(match[1]) < n_blocks
 
 
 def _load_network(source: ModelSource, dtype: torch.dtype):

@@ -1,6 +1,6 @@
 """A sparse autoencoder as a function on raw activations.
 
-Shapes: B rows (any leading shape), D d_model, F features.
+Shapes: B rows (any leading shape), D d_model, F features, N pairs of a row and a feature.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import torch
 
 from lensae.sae import functional
+from lensae.sae.kernels import Active, encode_above, encode_topk
 
 
-def _linear(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _linear(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     return x @ tensors["W_enc"] + tensors["b_enc"]
 
 
-def _gated(x, cfg: dict, tensors: dict) -> torch.Tensor:
+def _gated(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
     opens = x @ tensors["W_enc"] + tensors["b_gate"] > 0
     return (x @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]).relu() * opens
 
@@ -30,6 +31,36 @@ ENCODERS: Mapping[str, Callable] = {
     "gated": _gated,
 }
 ENCODERS = {**ENCODERS, "transcoder": ENCODERS["standard"], "jumprelu_transcoder": ENCODERS["jumprelu"]}
+
+
+def _sparse_linear(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"])
+
+
+def _sparse_topk(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+    return encode_topk(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], int(cfg["k"]))
+
+
+def _sparse_jumprelu(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], tensors["threshold"])
+
+
+def _sparse_gated(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+    """The magnitude is computed from the product that the gate took: the two differ by a factor and biases."""
+    opened = encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_gate"])
+    b_gate_N, r_mag_N, b_mag_N = (opened.per_pair(tensors[name]) for name in ("b_gate", "r_mag", "b_mag"))
+    return opened.with_value(((opened.value - b_gate_N) * r_mag_N.exp() + b_mag_N).relu())
+
+
+# The same through the sparse kernels: the matrix (B, F) is never there as a whole.
+SPARSE_ENCODERS: Mapping[str, Callable] = {
+    "standard": _sparse_linear,
+    "topk": _sparse_topk,
+    "jumprelu": _sparse_jumprelu,
+    "gated": _sparse_gated,
+    "transcoder": _sparse_linear,
+    "jumprelu_transcoder": _sparse_jumprelu,
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +99,21 @@ class SAE:
         if self.cfg.get("apply_b_dec_to_input", True):
             x = x - self.tensors["b_dec"]
         return ENCODERS[self.cfg["architecture"]](x, self.cfg, self.tensors)
+
+    @torch.no_grad()
+    def encode_sparse(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The features of raw activations (B, D) that are not zero: the row, the feature and the value of each (N,), in
+        order of rows and in each row in no order.
+
+        They are those of `encode` but for rounding: a product may be summed in another order. No gradients.
+        """
+        shift_D = self.tensors["b_dec"] if self.cfg.get("apply_b_dec_to_input", True) else x_BD.new_zeros(self.d_in)
+        active = SPARSE_ENCODERS[self.cfg["architecture"]](x_BD, shift_D, self.cfg, self.tensors)
+        row_N, feature_N, value_N = active.pattern.row_N, active.pattern.index_N, active.value
+        if bool((value_N != 0).all()):
+            return row_N, feature_N, value_N
+        keep_N = value_N != 0
+        return row_N[keep_N], feature_N[keep_N], value_N[keep_N]
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The reconstruction f W_dec + b_dec: (..., F) -> (..., D)."""

@@ -85,6 +85,9 @@ def verify(name: str | None = None, progress: Progress | None = None) -> VerifyR
     for path in saes:
         faults += _verify_sae(path)
         progress.advance(1)
+    for path in indexes:
+        faults += _verify_index(path)
+        progress.advance(1)
     counts = {"shards": len(entry.manifest.shards), "saes": len(saes), "indexes": len(indexes)}
     return VerifyReport(set_name=entry.name, faults=tuple(faults), **counts)
 
@@ -104,6 +107,13 @@ def _verify_sae(folder: Path) -> list[Fault]:
     from lensae.sae.formats._layout import verify_sae
 
     return [replace(fault, file=f"saes/{folder.name}/{fault.file}") for fault in verify_sae(folder)]
+
+
+def _verify_index(sae_folder: Path) -> list[Fault]:
+    from lensae.index.verify import verify_index
+
+    prefix = f"saes/{sae_folder.name}/index"
+    return [Fault(f"{prefix}/{fault.file}", "file", fault.what) for fault in verify_index(sae_folder / "index")]
 
 
 def any_set(name: str | None) -> SetEntry:

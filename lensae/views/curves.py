@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PANELS = (
     ("loss", "loss in training"),
-    ("explained_variance", "explained variance"),
+    ("explained_variance_typical", "explained variance\n(massive rows left out)"),
     ("l0", "L0"),
     ("dead_share", "share of features\nthat never fire"),
 )
@@ -22,11 +22,11 @@ PANELS = (
 def of_training(report: TrainReport) -> list[Path]:
     """Draw the figures beside a trained SAE: its course, how often its features fire and how strongly."""
     folder, fit = report.sae.path / "figures", report.fit
-    return [
-        course(report),
-        density(fit.heldout.density.numpy(), folder / "density.png"),
-        activations(*fit.activation_histogram, folder / "activations.png"),
-    ]
+    figures = [course(report), density(fit.heldout.density.numpy(), folder / "density.png")]
+    if fit.activation_histogram is not None:
+        counts, zeros = fit.activation_histogram
+        figures.append(activations(counts, zeros, folder / "activations.png"))
+    return figures
 
 
 def course(report: TrainReport) -> Path:

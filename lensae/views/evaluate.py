@@ -8,19 +8,25 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lensae.core.recipe import MASSIVE
 from lensae.stages.evaluate.report import LEVEL, RESAMPLES
 
+# Label, name and form of each figure. Ratios of sums over rows leave out massive rows; where there are some, those that
+# include them follow.
 FIGURES = [
     ("L0", "l0", "{:.1f}"),
-    ("explained variance", "explained_variance", "{:.4f}"),
-    ("  mean over dimensions", "explained_variance_per_dim", "{:.4f}"),
+    ("explained variance", "explained_variance_typical", "{:.4f}"),
+    ("  massive rows included", "explained_variance", "{:.4f}"),
+    ("  mean over dimensions", "explained_variance_per_dim_typical", "{:.4f}"),
     ("  mean over tokens", "explained_variance_per_token", "{:.4f}"),
     ("cosine", "cosine", "{:.4f}"),
     ("shrinkage", "shrinkage", "{:.4f}"),
-    ("relative bias", "relative_bias", "{:.4f}"),
+    ("relative bias", "relative_bias_typical", "{:.4f}"),
+    ("  massive rows included", "relative_bias", "{:.4f}"),
     ("dead features", "dead_share", "{:.2%}"),
     ("dense features (> 10 %)", "dense_share", "{:.2%}"),
 ]
+MASSIVE_INCLUDED = {"explained_variance", "relative_bias"}
 LOSSES = [
     ("CE loss, spliced", "ce_sae"),
     ("CE loss recovered", "ce_recovered"),
@@ -36,6 +42,8 @@ def show(console: Console, report, pictures) -> None:
     for column in report.columns:
         table.add_column(column.title, justify="right", style="bold" if column.name == "sae" else "")
     for label, name, form in FIGURES:
+        if name in MASSIVE_INCLUDED and not report.figures["massive_rows"]:
+            continue
         table.add_row(label, *(_cell(c.figures[name], form, c.intervals.get(name)) for c in report.columns))
     medians = {name: float(np.median(cosine)) for name, cosine in report.nearest_cosine.items()}
     table.add_row("nearest decoder row, cos", *(_cell(medians.get(c.name), "{:.4f}") for c in report.columns))
@@ -77,6 +85,12 @@ def _notes(console: Console, report) -> None:
         f"below a figure: {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of the {report.prompts:,} "
         "held-out prompts",
     ]
+    if figures["massive_rows"]:
+        lines.insert(
+            1,
+            f"explained variance and relative bias leave out {figures['massive_rows']:,} massive rows, of a norm above "
+            f"{report.massive_norm:,.1f}: {MASSIVE:g} times the mean",
+        )
     if report.target_name:
         lines.insert(0, f"the rows of {report.target_name} predicted from those of {report.set_name}")
     if report.baseline_rows:

@@ -59,7 +59,7 @@ def examples(console: Console, rows: list[Example] | tuple[Example, ...], maximu
     table.add_column("text, the firing token «marked»", no_wrap=True, width=text_width)
     for e in rows:
         origin = ORIGINS[e.span.origin] + (f" ×{e.copies}" if e.copies > 1 else "")
-        cells = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
+        cells: list[str | Text] = [f"{e.value:.1f}", f"{e.document}", Text(origin, style="dim")]
         if labelled:
             cells.append(Text(e.label, style="dim", overflow="ellipsis"))
         table.add_row(*cells, snippet(e, maximum, text_width))

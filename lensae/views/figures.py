@@ -112,7 +112,7 @@ def nearest_cosines(cosines: dict[str, np.ndarray], path: Path) -> Path:
         "largest cosine with any other row",
         "features",
     )
-    low = min(float(found.min()) for found in cosines.values())
+    low = min(float(cosine_F.min()) for cosine_F in cosines.values())
     bins = np.linspace(np.floor(20 * low) / 20, 1, 81)
     axes.hist(cosines["sae"], bins=bins.tolist(), color="#3a6ea5", label="SAE")
     if "random" in cosines:

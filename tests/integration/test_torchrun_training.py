@@ -82,7 +82,7 @@ def evenly_batched() -> dict[str, TrainRecipe]:
 def alone(toy) -> Path:
     """All of them, by a single process."""
     for name, recipe in all_recipes().items():
-        train(recipe, f"toy/{HOOK}", f"alone-{name}")
+        train(recipe, f"toy/{HOOK}", f"alone-{name}", index=False)
     return toy
 
 

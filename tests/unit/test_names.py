@@ -34,7 +34,7 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
 def legend(tree: ast.Module) -> set[str]:
     """The capital letters that the paragraph "Shapes: ..." of a module's docstring explains, each one a word there."""
     paragraph = re.search(r"^Shapes: (.*?)(\n\s*\n|\Z)", ast.get_docstring(tree) or "", re.MULTILINE | re.DOTALL)
-    return set(re.findall(r"\b([A-Z]) ", paragraph[1])) if paragraph else set()
+    return set(re.findall(r"\b([A-Z])\s", paragraph[1])) if paragraph else set()
 
 
 def letters(name: str) -> set[str]:
@@ -74,9 +74,9 @@ def test_no_opaque_names(path):
 
 def test_letters_and_legends_are_read():
     tree = ast.parse(
-        '"""Does something.\n\nShapes: B rows, D d_model, F features (the last\nK of them active).\n\nZ no."""'
+        '"""Does something.\n\nShapes: B rows, D d_model, F features (the last\nK of them active), N\nrows.\n\nZ no."""'
     )
-    assert legend(tree) == {"B", "D", "F", "K"}
+    assert legend(tree) == {"B", "D", "F", "K", "N"}
     assert (
         letters("x_BD") == {"B", "D"}
         and letters("indptr_F1") == {"F"}

@@ -148,3 +148,14 @@ def test_faults_are_found_where_processes_cannot_fork(folder, monkeypatch):
     flip_a_bit(path, path.stat().st_size // 2)
     [fault] = [fault for _file, faults in verify_shards(read_set(folder)) for fault in faults]
     assert fault.file == "shards/00001.h5"
+
+
+def test_an_index_is_verified(folder, lensae, trained, monkeypatch, tmp_path):
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.setenv("LENSAE_STORE", str(tmp_path / "copy"))
+    assert lensae("store", "verify")[0] == 0 and stage.verify().indexes == 1
+    file = max((tmp_path / "copy").glob("*/*/saes/*/index/**/*.h5"), key=lambda path: path.stat().st_size)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(64) + data[len(data) // 2 + 64 :])
+    status, out, _err = lensae("store", "verify")
+    assert status == 1 and file.name in out

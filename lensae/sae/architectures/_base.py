@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from lensae.core.errors import UserError
 from lensae.core.recipe import TrainRecipe
 from lensae.sae import functional, kernels
+from lensae.sae.architectures._dead_features import DeadFeatures
 from lensae.sae.architectures._losses import unexplained
 from lensae.sae.architectures._sharding import BLOCK, ShardedModule, random_rows
 from lensae.sae.base import SAE
@@ -22,7 +24,7 @@ from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.train.schedule import AUX
 
-# Held-out rows, at most, that a threshold is calibrated on, and those that show first roughly where it is.
+# Held-out rows, at most, on which a threshold is calibrated, and how many of them first show roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
 # width.
@@ -40,24 +42,6 @@ class Step:
     losses: dict[str, torch.Tensor]
 
 
-class DeadFeatures(nn.Module):
-    """Tokens since each feature last fired; a feature silent for `window` tokens counts as dead."""
-
-    def __init__(self, d_sae: int, window: int):
-        super().__init__()
-        self.register_buffer("silent_F", torch.zeros(d_sae, dtype=torch.long))
-        self.window = window
-
-    def update(self, count_F: torch.Tensor, rows: int) -> None:
-        """Count a batch in: on how many of its rows each feature fired."""
-        self.silent_F = torch.where(count_F > 0, 0, self.silent_F + rows)
-
-    @property
-    def mask_F(self) -> torch.Tensor:
-        """Which features are dead."""
-        return self.silent_F >= self.window
-
-
 class BaseTrainer(ShardedModule):
     """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`, and where it
     needs them `check` and `add_parameters`.
@@ -70,10 +54,11 @@ class BaseTrainer(ShardedModule):
     of rows at a time.
     """
 
+    centre: torch.Tensor | None
     saved_as = "standard"
     penalised_by: str | None = None
+    unscaled: tuple[str, ...] = ()  # saved vectors that stay as they are when the scale of the rows is folded in
     keeps_unit_rows = True
-    unscaled: tuple[str, ...] = ()  # saved vectors that are not in the units of the rows
     hints: tuple[str, ...] = ()  # numbers beside the tensors that one batch leaves to the next
 
     def __init__(
@@ -84,15 +69,18 @@ class BaseTrainer(ShardedModule):
         dead_window: int,
         d_out: int | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
-    ):
+    ) -> None:
         super().__init__(d_sae, group)
         self.d_model, self.d_sae, self.d_out, self.recipe = d_model, d_sae, d_out, recipe
+        self.k = recipe.k or 1
         self.check()
         # The share of the training that is done, its length and the weight of AuxK: the loop sets them.
         self.progress, self.steps, self.aux = 1.0, 1000, AUX if recipe.aux is None else recipe.aux
         # The precision of the product that selects features, where it is not that of the rows.
-        self.training_dtype = None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
-        self.product_dtype = self.training_dtype
+        self.training_dtype: torch.dtype | None = (
+            None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
+        )
+        self.product_dtype: torch.dtype | None = self.training_dtype
         if group.splits_features and group.size > d_sae:
             raise UserError(f"{group.size} processes cannot divide {d_sae} features", "start fewer, or raise --width")
         self.W_dec = nn.Parameter(self._random_directions(d_out or d_model))
@@ -148,14 +136,15 @@ class BaseTrainer(ShardedModule):
         if self.centre is None:
             self.b_dec.data = functional.geometric_median(x_BD)
             return
+        assert target_BD is not None, "a transcoder starts from rows and targets"
         self.centre = functional.geometric_median(x_BD)
         self.b_dec.data = functional.geometric_median(target_BD)
         sample, target = x_BD[:2048] - self.centre, target_BD[:2048] - self.b_dec
         pre_BF = sample @ self.W_enc_FD.T
-        fires_BF = functional.topk(pre_BF, self.recipe.k)
+        fires_BF = functional.topk(pre_BF, self.k)
         if self.group.splits_features:
-            best_BK = pre_BF.topk(min(self.recipe.k, len(self.b_enc)), dim=1).values
-            fires_BF *= pre_BF >= kernels.kth_largest(best_BK, self.recipe.k, self.group)
+            best_BK = pre_BF.topk(min(self.k, len(self.b_enc)), dim=1).values
+            fires_BF *= pre_BF >= kernels.kth_largest(best_BK, self.k, self.group)
         mean_FD = fires_BF.T @ target
         never = mean_FD.norm(dim=1, keepdim=True) == 0
         self.W_dec.data = torch.where(never, self.W_dec, functional.unit_rows(mean_FD))
@@ -213,6 +202,7 @@ class BaseTrainer(ShardedModule):
     def before_step(self) -> None:
         """Remove the part of the decoder's gradient that would only change its rows' norms."""
         if self.keeps_unit_rows:
+            assert self.W_dec.grad is not None, "before_step follows the backward pass"
             for grad, rows in zip(self.W_dec.grad.split(BLOCK), self.W_dec.data.split(BLOCK), strict=True):
                 grad.addcmul_(rows, (grad * rows).sum(-1, keepdim=True), value=-1)
 
@@ -245,7 +235,7 @@ class BaseTrainer(ShardedModule):
         return vectors | {"b_enc": vectors["b_enc"] - shift_F}
 
     @torch.no_grad()
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more) -> SAE:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more: Any) -> SAE:
         """The trained SAE for raw activations, when rows were multiplied by `scale` (targets by `target_scale`).
 
         Features come out in the units of the raw activations (a transcoder's: of the raw targets), so that the

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lensae.sae import kernels
+from lensae.sae.architectures._dead_features import DeadFeatures
 from lensae.sae.distributed.process_group import ProcessGroup
 
 BLOCK = 1024
@@ -29,11 +30,15 @@ def random_rows(count: int, width: int, own_features: slice) -> torch.Tensor:
 
 
 class ShardedModule(nn.Module):
-    """Features `own_features` of a trainer (W_dec, b_dec, dead); a single process has them all."""
+    """The features of a trainer that one process has (`own_features`); a single process has them all."""
 
+    d_sae: int
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    dead: DeadFeatures
     shared: tuple[str, ...] = ("b_dec", "centre")  # the tensors that are not made of one row, or number, per feature
 
-    def __init__(self, d_sae: int, group: ProcessGroup):
+    def __init__(self, d_sae: int, group: ProcessGroup) -> None:
         super().__init__()
         self.group, self.own_features = group, group.feature_range(d_sae)
 
@@ -93,8 +98,9 @@ class ShardedModule(nn.Module):
             return
         own = shared = torch.zeros(())
         for name, parameter in self.named_parameters():
-            square = parameter.grad.square().sum()
+            square = parameter.new_zeros(()) if parameter.grad is None else parameter.grad.square().sum()
             own, shared = (own, shared + square) if self.is_shared(name) else (own + square, shared)
         factor = (most / ((self.group.sum_over_processes(own) + shared).sqrt() + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters():
-            parameter.grad.mul_(factor)
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)

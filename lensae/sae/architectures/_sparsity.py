@@ -23,6 +23,7 @@ class L1Trainer(BaseTrainer):
     """
 
     penalised_by = "l1"
+    log_l1: torch.Tensor
     warmup, limit = 0.05, 0.15
     hints = ("density",)
     shared = (*BaseTrainer.shared, "log_l1")
@@ -83,4 +84,4 @@ class L1Trainer(BaseTrainer):
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """With a target L0, move all biases by the same small amount, so that it is met on held-out rows."""
         if self.recipe.target_l0:
-            self.b_enc -= self.common_threshold(batches, self.b_enc, self.recipe.target_l0)
+            self.b_enc.sub_(self.common_threshold(batches, self.b_enc, self.recipe.target_l0))

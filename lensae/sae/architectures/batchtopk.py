@@ -10,6 +10,7 @@ Shapes: B rows, D d_model, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -24,13 +25,14 @@ class Trainer(BaseTrainer):
     """Loss: mean squared error over the batch's variance, plus `aux` times the error of the dead features'
     reconstruction of what is left."""
 
+    threshold: torch.Tensor
     saved_as = "jumprelu"
     hints = ("guess",)
     shared = (*BaseTrainer.shared, "threshold")
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
-        self.check_count(self.recipe.k, f"k = {self.recipe.k}")
+        self.check_count(self.k, f"k = {self.k}")
 
     def add_parameters(self) -> None:
         """The threshold, 0 until it is calibrated, and what helps to find the next batch's features."""
@@ -56,7 +58,7 @@ class Trainer(BaseTrainer):
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""
         if self.training or not self.threshold:
-            args = (*self.encoder(), self.recipe.k, self.guess, self.group, self.product_dtype)
+            args = (*self.encoder(), self.k, self.guess, self.group, self.product_dtype)
             features, least = kernels.encode_batch_topk(x_BD, *args)
             self.guess = 0.9 * least
             return features
@@ -64,15 +66,15 @@ class Trainer(BaseTrainer):
 
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Set the threshold so that k features fire on the average held-out row (fewer, if fewer are positive)."""
-        level = self.common_threshold(batches, self.b_enc, self.recipe.k)
+        level = self.common_threshold(batches, self.b_enc, self.k)
         self.threshold = torch.full_like(self.threshold, max(level, 1e-6))
 
     def vectors(self) -> dict[str, torch.Tensor]:
         """The encoder's biases and the one threshold."""
         return super().vectors() | {"threshold": self.threshold.expand_as(self.b_enc)}
 
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more: Any) -> SAE:
         """The trained SAE, for raw activations; raises LensaeError when it was not calibrated."""
         if not self.threshold:
             raise LensaeError(f"{self.recipe.arch} has no threshold yet", "calibrate it on held-out rows")
-        return super().sae(scale, metadata, target_scale)
+        return super().sae(scale, metadata, target_scale, **more)

@@ -93,7 +93,7 @@ class Trainer(BaseTrainer):
     @property
     def target(self) -> float:
         """The L0 aimed at."""
-        return self.recipe.target_l0 or self.recipe.k
+        return self.recipe.target_l0 or self.k
 
     @classmethod
     def sparsity(cls, recipe: TrainRecipe) -> str:

@@ -33,7 +33,7 @@ class Trainer(L1Trainer):
     def add_parameters(self) -> None:
         """One matrix for both, and a centre that does not learn."""
         super().add_parameters()
-        self.W_enc_FD = self.W_dec
+        self.W_enc_FD = self.W_dec  # type: ignore[assignment]  # both are the one parameter
         del self.b_dec
         self.register_buffer("b_dec", torch.zeros(self.d_model))
 
@@ -43,7 +43,7 @@ class Trainer(L1Trainer):
 
         With a target L0 the biases start where each feature fires on a small share of the rows."""
         target_BD = x_BD if target_BD is None else target_BD
-        self.b_dec = functional.geometric_median(target_BD)
+        self.b_dec.data = functional.geometric_median(target_BD)
         if self.centre is not None:
             self.centre = functional.geometric_median(x_BD)
         index = torch.randperm(len(x_BD))[: self.d_sae][self.own_features]

@@ -7,6 +7,8 @@ Shapes: B rows, D d_model, F features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lensae.sae import kernels
@@ -23,12 +25,12 @@ class Trainer(BaseTrainer):
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
-        self.check_count(self.recipe.k, f"k = {self.recipe.k}")
+        self.check_count(self.k, f"k = {self.k}")
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        features = kernels.encode_topk(x_BD, *self.encoder(), self.recipe.k, self.group, self.product_dtype)
+        features = kernels.encode_topk(x_BD, *self.encoder(), self.k, self.group, self.product_dtype)
         x_hat_BD = self.decode(features)
         losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
         if self.training:
@@ -36,7 +38,7 @@ class Trainer(BaseTrainer):
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
-    def sae(self, scale: float, metadata: dict, target_scale: float | None = None) -> SAE:
+    def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more: Any) -> SAE:
         """The trained SAE, for raw activations."""
-        more = {"k": self.recipe.k, "rescale_acts_by_decoder_norm": False}
+        more |= {"k": self.k, "rescale_acts_by_decoder_norm": False}
         return super().sae(scale, metadata, target_scale, **more)

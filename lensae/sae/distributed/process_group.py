@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
@@ -27,11 +27,11 @@ class _Sum(torch.autograd.Function):
     """The sum over processes; the gradient goes to the own term alone."""
 
     @staticmethod
-    def forward(ctx, own, group: ProcessGroup):
+    def forward(ctx: Any, own: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
         return group.all_reduce(own.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
 
@@ -145,15 +145,15 @@ class ProcessGroup:
         """What every process has, the first dimension of which may differ."""
         if self.is_single:
             return [own_ND]
-        counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._call(distributed.all_gather, counts, torch.tensor([len(own_ND)]))
-        counts = [int(count) for count in counts]
+        gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        self._call(distributed.all_gather, gathered, torch.tensor([len(own_ND)]))
+        counts = [int(count) for count in gathered]
         padded_ND = own_ND.new_zeros(max(counts), *own_ND.shape[1:])
         padded_ND[: len(own_ND)] = own_ND
-        gathered = [torch.empty_like(padded_ND) for _ in counts]
+        parts = [torch.empty_like(padded_ND) for _ in counts]
         if max(counts):
-            self._call(distributed.all_gather, gathered, padded_ND)
-        return [rows_ND[:count] for rows_ND, count in zip(gathered, counts, strict=True)]
+            self._call(distributed.all_gather, parts, padded_ND)
+        return [rows_ND[:count] for rows_ND, count in zip(parts, counts, strict=True)]
 
     def send(self, tensor: torch.Tensor) -> None:
         """Send a tensor to the first process, which receives it."""
@@ -167,29 +167,31 @@ class ProcessGroup:
     def same(self, *tensors: torch.Tensor) -> None:
         """Overwrite tensors with what the first process has."""
         for tensor in tensors if self.size > 1 else ():
-            received = tensor.detach().contiguous()
-            self._call(distributed.broadcast, received, 0)
-            tensor.detach().copy_(received)
+            values = tensor.detach().contiguous()
+            self._call(distributed.broadcast, values, 0)
+            tensor.detach().copy_(values)
 
     def broadcast_text(self, text: str) -> str:
         """The text that the first process has."""
         return self._all_texts(text)[0] if self.size > 1 else text
 
     def collectively(self, work: Callable[[], T]) -> T:
-        """The result of the work in this process; when it fails in one process it fails in all."""
+        """The result of the work; when it fails in one process it fails in all, and the first one reports why."""
         if self.is_single:
             return work()
-        outcome = error = None
+        result: Any = None
+        error: Exception | None = None
         try:
-            outcome = work()
+            result = work()
         except Exception as raised:
             error = raised
         failures = [json.loads(text) for text in self._all_texts(_described(error)) if text]
         if not failures:
-            return outcome
+            return cast(T, result)
+        first = failures[0]
         if not self.is_first:
-            raise OtherProcessEnded(failures[0]["status"]) from error
-        raise error or _kind(failures[0]["kind"])(failures[0]["what"], failures[0]["hint"])
+            raise OtherProcessEnded(first["status"]) from error
+        raise error or _kind(first["kind"])(first["what"], first["hint"])
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
         """The items of a source, which is to be as long in every process, got together."""
@@ -198,13 +200,13 @@ class ProcessGroup:
             return
         items = iter(source)
         while (item := self.collectively(lambda: next(items, END))) is not END:
-            yield item
+            yield cast(T, item)
 
     def _all_texts(self, text: str) -> list[str]:
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         return [bytes(characters.tolist()).decode() for characters in self.all_gather(data)]
 
-    def _call(self, collective: Callable, *arguments) -> None:
+    def _call(self, collective: Callable[..., object], *arguments: object) -> None:
         try:
             collective(*arguments)
         except RuntimeError as error:

@@ -29,7 +29,7 @@ def write(
     whole tensor. All processes call this with the same names in the same order.
     """
     dims = {name: sharded_dim(name) for name in tensors}
-    lengths = [0 if dims[name] is None else tensor.shape[dims[name]] for name, tensor in tensors.items()]
+    lengths = [_length(tensor, dims[name]) for name, tensor in tensors.items()]
     gathered = torch.cat(group.all_gather(torch.tensor([lengths]))).tolist()  # (processes, tensors)
     lengths_by_rank = dict(zip(tensors, zip(*gathered, strict=True), strict=True))
     if not group.is_first:
@@ -43,16 +43,24 @@ def write(
         )
         for name, tensor in tensors.items()
     }
+    assert path is not None, "the first process needs the path"
     with new_file(path) as partial, open(partial, "wb") as file:
         file.write(header_bytes(infos, metadata))
         for name, tensor in tensors.items():
-            if dims[name] is None:
+            dim = dims[name]
+            if dim is None:
                 file.write(_bytes(tensor))
             else:
-                _write_slices(file, tensor, dims[name], lengths_by_rank[name], group)
+                _write_slices(file, tensor, dim, lengths_by_rank[name], group)
 
 
-def _write_slices(file: BinaryIO, tensor: torch.Tensor, dim: int, lengths: tuple[int, ...], group) -> None:
+def _length(tensor: torch.Tensor, dim: int | None) -> int:
+    return 0 if dim is None else tensor.shape[dim]
+
+
+def _write_slices(
+    file: BinaryIO, tensor: torch.Tensor, dim: int, lengths: tuple[int, ...], group: ProcessGroup
+) -> None:
     """One tensor, from this process's slice and those that are received; `lengths` are those of all ranks."""
     start, written = file.tell(), 0
     rows = tensor.shape[0] if dim else 1
@@ -74,4 +82,4 @@ def _resized(shape: torch.Size, dim: int | None, length: int) -> torch.Size:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

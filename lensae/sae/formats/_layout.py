@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def tensor_shapes(cfg: dict) -> dict[str, tuple[int, ...]]:
     """
     d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
     d_out = int(cfg.get("d_out", d_in))
-    vectors = {"gated": ("b_gate", "b_mag", "r_mag")}.get(cfg["architecture"], ("b_enc",))
+    vectors: tuple[str, ...] = {"gated": ("b_gate", "b_mag", "r_mag")}.get(cfg["architecture"], ("b_enc",))
     if cfg["architecture"].startswith("jumprelu"):
         vectors += ("threshold",)
     return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,)} | dict.fromkeys(vectors, (d_sae,))
@@ -97,7 +98,7 @@ def _tensor_faults(path: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[t
         yield "file", f"cannot be read: {error}"
 
 
-def _is_finite(tensor, rows: int) -> bool:
+def _is_finite(tensor: Any, rows: int) -> bool:
     if tensor.get_dtype() not in NUMPY_FLOATS:  # NumPy has no bfloat16
         return True
     blocks = (tensor[start : min(start + BLOCK_ROWS, rows)] for start in range(0, rows, BLOCK_ROWS))

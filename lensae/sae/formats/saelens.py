@@ -6,6 +6,7 @@ Shapes: F features.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ LAYOUT_VERSION = "6.0.0"
 FEATURE_DIM = {"W_enc": 1, "b_dec": None}  # the dimension of the features in each tensor, if not the first
 
 
-def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more) -> dict:
+def config(architecture: str, d_in: int, d_sae: int, metadata: dict, **more: Any) -> dict:
     """cfg.json for an SAE that takes raw activations."""
     return {
         "architecture": architecture,
@@ -52,7 +53,7 @@ def save(folder: Path | None, sae: SAE, group: ProcessGroup = SINGLE_PROCESS) ->
     if group.splits_features:
         path = folder and folder / WEIGHTS
         sharded_safetensors.write(path, tensors, lambda name: FEATURE_DIM.get(name, 0), {}, group)
-    else:
+    elif folder is not None:
         write_file(folder / WEIGHTS, to_bytes(tensors))
     if folder is None:
         return ""

@@ -126,7 +126,8 @@ class Dense:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, F)."""
-        return tuple(self.value.shape)
+        rows, features = self.value.shape
+        return rows, features
 
     def with_value(self, value_BF: torch.Tensor) -> Dense:
         """Other values."""

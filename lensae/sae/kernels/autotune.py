@@ -53,7 +53,9 @@ def compare(arguments: dict[str, tuple], synchronize: Callable[[], None] = lambd
     from lensae.sae.kernels import triton
 
     plain = {"sum_rows": linear.sum_rows, "products_at": linear.products, "topk_per_row": select.grouped_topk}
-    faster, seconds, refused = set(), {}, {}
+    faster: set[str] = set()
+    seconds: dict[str, dict[str, float]] = {}
+    refused: dict[str, str] = {}
     for kernel, given in arguments.items():
         both = {"torch": plain[kernel], "triton": getattr(triton, kernel)}
         try:

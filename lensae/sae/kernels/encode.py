@@ -151,7 +151,8 @@ def encode_above(
 def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype | None) -> Active:
     if dtype is None:
         return _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, floor))
-    low = floor - SLACK * (1 + abs(floor))
+    size = floor.abs() if isinstance(floor, torch.Tensor) else abs(floor)
+    low = floor - SLACK * (1 + size)
     pairs = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
     floor_N = floor[pairs.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
     return select.masked(pairs, pairs.value > floor_N)

@@ -1,6 +1,7 @@
 """What a transcoder is compared with: the best linear maps from what it reads to what it predicts.
 
-Shapes: B rows, D width of the input, O width of the target, K rank.
+Shapes: B rows, D width of the input, O width of the target, K rank,
+V directions in which the inputs vary.
 """
 
 from __future__ import annotations

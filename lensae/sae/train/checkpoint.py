@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +50,7 @@ def save(run: TrainingRun) -> None:
         dims = {name: None if _shared(run, name) else 0 for name in tensors}
         sharded_safetensors.write(run.checkpoint, tensors, dims.__getitem__, metadata, group)
         return
+    assert run.checkpoint is not None, "a run without a checkpoint is never saved"
     with new_file(run.checkpoint) as partial:
         save_file(_tensors(run), partial, metadata=metadata)
 
@@ -129,7 +131,7 @@ def _read(path: Path, tensors: bool = True, run: TrainingRun | None = None) -> t
         raise _damaged(path, str(error)) from None
 
 
-def _own_slice(file, name: str, run: TrainingRun | None) -> torch.Tensor:
+def _own_slice(file: Any, name: str, run: TrainingRun | None) -> torch.Tensor:
     if run is None or not run.trainer.group.splits_features or _shared(run, name):
         return file.get_tensor(name)
     return file.get_slice(name)[run.trainer.own_features]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +28,12 @@ from lensae.sae.train.run import Measurement, TrainingRun
 from lensae.sae.train.schedule import Plan
 from lensae.sae.train.validation import Batch, measure, tensors, validate_all
 
+if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
+
+
 Batches = Callable[[int, int], Iterator[Batch]]
+HeldoutRows = Callable[[], Iterable[Batch]]
 SAMPLE_ROWS = 16384  # of the training rows, for the analytic start
 
 
@@ -36,13 +42,13 @@ class TrainingResult:
     """A finished training: the trainer holds the best weights, for rows multiplied by `scales` (the last is the
     targets'); `heldout`, `activation_histogram` and `agreement` are those of validation.FinalFigures."""
 
-    trainer: torch.nn.Module
+    trainer: BaseTrainer
     scales: tuple[float, ...]
     heldout: Reconstruction
+    activation_histogram: tuple[np.ndarray, int]
     history: list[Measurement] = field(default_factory=list)
     stopped: str = "finished"
     seconds: float = 0.0
-    activation_histogram: tuple[np.ndarray, int] | None = None
     agreement: float | None = None
 
     def sae(self, metadata: dict) -> SAE:
@@ -50,8 +56,8 @@ class TrainingResult:
         return self.trainer.sae(self.scales[0], metadata, self.scales[-1])
 
 
-class Callbacks:
-    """What a caller may want to do during a training; every method may be left as it is."""
+class Callbacks(Protocol):
+    """What a caller may want to do during a training; NoCallbacks has all of them."""
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """A batch was learnt from, by runs with these losses."""
@@ -61,13 +67,27 @@ class Callbacks:
 
     def stop(self) -> bool:
         """Whether to stop at the next occasion, as if by Ctrl-C."""
+        ...
+
+
+class NoCallbacks:
+    """Nothing is to be done during a training."""
+
+    def step(self, rows: int, losses: list[dict[str, float]]) -> None:
+        """Nothing."""
+
+    def measured(self, run: TrainingRun, line: Measurement) -> None:
+        """Nothing."""
+
+    def stop(self) -> bool:
+        """Never."""
         return False
 
 
 def fit(
-    make_trainer: Callable[[int], torch.nn.Module],
+    make_trainer: Callable[[int], BaseTrainer],
     train_rows: Batches,
-    heldout_rows: Callable[[], Iterable[Batch]],
+    heldout_rows: HeldoutRows,
     recipe: TrainRecipe,
     plan: Plan,
     callbacks: Callbacks | None = None,
@@ -81,7 +101,7 @@ def fit(
 def fit_all(
     runs: list[TrainingRun],
     train_rows: Batches,
-    heldout_rows: Callable[[], Iterable[Batch]],
+    heldout_rows: HeldoutRows,
     callbacks: Callbacks | None = None,
     minutes: float = math.inf,
 ) -> None:
@@ -93,7 +113,7 @@ def fit_all(
     Raises NotFinite for rows that are not finite.
     """
     keep_freed_memory(any_size=True)
-    callbacks, group = callbacks or Callbacks(), runs[0].trainer.group
+    callbacks, group = callbacks or NoCallbacks(), runs[0].trainer.group
     checkpoints = _Checkpoints(runs, minutes, group)
     with _Stream(train_rows) as stream:
         _start([run for run in runs if not run.scales and not checkpoint.load(run)], stream, group)
@@ -107,7 +127,7 @@ def fit_all(
     checkpoints.save()
 
 
-def result(run: TrainingRun, heldout_rows: Callable[[], Iterable[Batch]]) -> TrainingResult:
+def result(run: TrainingRun, heldout_rows: HeldoutRows) -> TrainingResult:
     """The best weights of a run that is done, calibrated and measured on held-out rows.
 
     Raises LensaeError when nothing is worth keeping. Where rows are divided it is one process's work.
@@ -116,6 +136,7 @@ def result(run: TrainingRun, heldout_rows: Callable[[], Iterable[Batch]]) -> Tra
         run.trainer.group = SINGLE_PROCESS
     run.check_worth()
     run.mid_step = True
+    assert run.best is not None, "check_worth raises where there is nothing"
     run.trainer.load_state_dict(run.best)
     run.trainer.eval()
     with run.own_random():
@@ -151,7 +172,13 @@ def _sample(batches: Iterator[Batch], group: ProcessGroup) -> list[torch.Tensor]
     return [torch.cat(side)[:SAMPLE_ROWS] for side in zip(*sampled, strict=True)]
 
 
-def _epoch(unfinished: list[TrainingRun], stream: _Stream, heldout_rows, callbacks: Callbacks, checkpoints) -> None:
+def _epoch(
+    unfinished: list[TrainingRun],
+    stream: _Stream,
+    heldout_rows: HeldoutRows,
+    callbacks: Callbacks,
+    checkpoints: _Checkpoints,
+) -> None:
     """The rest of the first epoch that a run is in, for the runs that are in it."""
     epoch = min(run.state.epoch for run in unfinished)
     runs = [run for run in unfinished if run.state.epoch == epoch]
@@ -185,7 +212,7 @@ def _learn(runs: list[TrainingRun], rows: list[torch.Tensor]) -> list[dict[str, 
     return losses
 
 
-def _validate(runs: list[TrainingRun], heldout_rows) -> list[tuple[TrainingRun, Measurement]]:
+def _validate(runs: list[TrainingRun], heldout_rows: HeldoutRows) -> list[tuple[TrainingRun, Measurement]]:
     """Measure the runs on the held-out rows."""
     for run in runs:
         run.mid_step = True
@@ -242,7 +269,7 @@ class _Stream:
     def __enter__(self) -> _Stream:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         if self.batches is not None:
             _close(self.batches)
         self.batches, self.read = None, []

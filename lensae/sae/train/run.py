@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from lensae.sae.train import resampling
 from lensae.sae.train.ema import ExponentialMovingAverage
 from lensae.sae.train.optimizer import Adam
 from lensae.sae.train.schedule import Plan, learning_rate
+
+if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Measurement:
     loss: float
     losses: dict[str, float]
     heldout_loss: float
+    explained_variance_typical: float
     explained_variance: float
     l0: float
     dead_share: float
@@ -79,7 +84,7 @@ class TrainingRun:
         self,
         recipe: TrainRecipe,
         plan: Plan,
-        make_trainer: Callable[[int], torch.nn.Module],
+        make_trainer: Callable[[int], BaseTrainer],
         checkpoint: Path | None = None,
         device: str = "cpu",
     ):
@@ -214,6 +219,7 @@ class TrainingRun:
             loss=sum(losses.values()),
             losses=losses,
             heldout_loss=heldout_loss,
+            explained_variance_typical=figures.explained_variance_typical,
             explained_variance=figures.explained_variance,
             l0=figures.l0,
             dead_share=self.trainer.silent_share(state.seen),

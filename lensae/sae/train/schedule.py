@@ -99,6 +99,7 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     times.
     """
     recipe = complete(recipe, rows, d_model)
+    assert recipe.width is not None and recipe.k is not None and recipe.batch is not None
     d_sae = max(1, round(recipe.width * d_model))
     batch = min(recipe.batch, max(1, rows // LEAST_STEPS))
     wanted = recipe.tokens or (SMALL_BUDGET_TOKENS if recipe.epochs is None else rows * recipe.epochs)

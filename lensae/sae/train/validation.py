@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +20,12 @@ from lensae.core.program import command
 from lensae.sae import kernels
 from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lensae.sae.metrics.histogram import BINS, counted
-from lensae.sae.metrics.reconstruction import Accumulator, Reconstruction
+from lensae.sae.metrics.reconstruction import Accumulator, Reconstruction, massive_norm_at
 from lensae.sae.train.run import TrainingRun
+
+if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer, Step
+
 
 AGREEMENT_ROWS = 16384  # the share of features that two precisions select alike needs no more
 Batch = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -56,7 +60,7 @@ def tensors(batch: Batch, device: str | torch.device = "cpu") -> list[torch.Tens
     return [rows_BD.to(device) for rows_BD in rows]
 
 
-def validate(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> tuple[Reconstruction, float]:
+def validate(trainer: BaseTrainer, batches: Iterable[Batch], *scales: float) -> tuple[Reconstruction, float]:
     """A trainer's figures on rows in the units of the store, and its mean loss on them."""
     figures = _Figures()
     _measure([_Measured(trainer, scales, [figures])], batches, trainer.group)
@@ -71,13 +75,14 @@ def validate_all(runs: list[TrainingRun], batches: Iterable[Batch]) -> list[tupl
     return [one.result(runs[0].trainer.group) for one in figures]
 
 
-def measure(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) -> FinalFigures:
+def measure(trainer: BaseTrainer, batches: Iterable[Batch], *scales: float) -> FinalFigures:
     """All figures of a finished trainer on rows in the units of the store, from one reading of them.
 
     Where rows are divided it is one process's work.
     """
     figures, histogram, agreement = _Figures(), _Histogram(), _Agreement()
-    collectors = [figures, histogram] if trainer.training_dtype is None else [figures, histogram, agreement]
+    collectors: list[_Collector] = [figures, histogram]
+    collectors += [] if trainer.training_dtype is None else [agreement]
     group = SINGLE_PROCESS if trainer.group.splits_rows else trainer.group
     _measure([_Measured(trainer, scales, collectors)], batches, group, exact=trainer.training_dtype is not None)
     share = None if trainer.training_dtype is None else agreement.result(group)
@@ -85,7 +90,7 @@ def measure(trainer: torch.nn.Module, batches: Iterable[Batch], *scales: float) 
 
 
 class _Collector(Protocol):
-    def add(self, trainer: torch.nn.Module, rows: list[torch.Tensor], scales: tuple[float, ...], step) -> None:
+    def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         """Take in one batch: `rows` in the units of the store, `step` what the trainer makes of them."""
 
 
@@ -93,7 +98,7 @@ class _Collector(Protocol):
 class _Measured:
     """A trainer, the factors of its rows, and what is collected of its steps."""
 
-    trainer: torch.nn.Module
+    trainer: BaseTrainer
     scales: tuple[float, ...]
     collectors: list[_Collector]
 
@@ -115,7 +120,7 @@ def _measure(measured: list[_Measured], batches: Iterable[Batch], group: Process
 
 
 @contextmanager
-def _evaluation(trainers: list[torch.nn.Module], exact: bool) -> Iterator[None]:
+def _evaluation(trainers: list[BaseTrainer], exact: bool) -> Iterator[None]:
     """The trainers in evaluation; their encoders propose features in the precision that is fastest on their device."""
     for trainer in trainers:
         trainer.eval()
@@ -135,20 +140,22 @@ def _scaled(rows: list[torch.Tensor], scales: tuple[float, ...]) -> list[torch.T
 class _Figures:
     """The reconstruction's figures and the mean loss."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sums: Accumulator | None = None
         self.loss, self.rows = 0.0, 0
 
-    def add(self, trainer, rows, scales, step) -> None:
+    def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         target_BD = rows[-1]
         if self.sums is None:
-            self.sums = Accumulator(target_BD.shape[1], step.features.shape[1])
+            width = target_BD.shape[1]
+            self.sums = Accumulator(width, step.features.shape[1], massive_norm_at(scales[-1], width))
         self.sums.add(target_BD, step.x_hat_BD / scales[-1], step.features.count_F())
         count = trainer.group.count_rows(len(target_BD))
-        self.loss += float(sum(step.losses.values())) * count
+        self.loss += float(torch.stack([*step.losses.values()]).sum()) * count
         self.rows += count
 
     def result(self, group: ProcessGroup) -> tuple[Reconstruction, float]:
+        assert self.sums is not None, "no batch was measured"
         self.sums.join(group)
         return self.sums.result(), self.loss / self.rows
 
@@ -156,10 +163,10 @@ class _Figures:
 class _Histogram:
     """Activations by size, as the saved SAE gives them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.counts, self.rows = np.zeros(BINS, np.int64), 0
 
-    def add(self, trainer, rows, scales, step) -> None:
+    def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         value = trainer.as_saved(step.features) / scales[-1]
         self.counts += counted(value[value > 0].cpu().numpy())
         self.rows += len(rows[0])
@@ -172,10 +179,10 @@ class _Histogram:
 class _Agreement:
     """How many features the precision of the training selects, that of the rows selects, and both do."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.counts, self.rows = torch.zeros(3, dtype=torch.int64), 0
 
-    def add(self, trainer, rows, scales, step) -> None:
+    def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         if self.rows >= AGREEMENT_ROWS:
             return
         trainer.product_dtype = trainer.training_dtype

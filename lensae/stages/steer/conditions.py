@@ -114,13 +114,13 @@ class Bench:
         """For each sequence, log p of what comes at each generated place (tokens, V)."""
         from lensae.model.score import next_token_logprobs, scoring_batches
 
-        found: list = [None] * len(written)
+        logprobs: dict[int, torch.Tensor] = {}
         for batch in scoring_batches(self.model, [w.ids for w in written]):
             lengths = [len(written[i].prompt_ids) for i in batch]
             results = next_token_logprobs(self.model, [written[i].ids for i in batch], edits, lengths)
             for i, length, logp in zip(batch, lengths, results, strict=True):
-                found[i] = logp[length - 1 : -1] if written[i].new_ids else logp[-1:]
-        return found
+                logprobs[i] = logp[length - 1 : -1] if written[i].new_ids else logp[-1:]
+        return [logprobs[i] for i in range(len(written))]
 
     def _kl(self, edits: Sequence[Edit]) -> float:
         from lensae.steering.measure import kl

@@ -71,8 +71,10 @@ class TrainingData:
         sides = self._heldout_sides(SAMPLED_FROM * rows)
         step = max(1, sides[0][1].rows // rows)
         arrays = [_every(reader.document_rows(side), step) for reader, side in sides]
-        starts = range(0, len(arrays[0]), batch)
-        return [tuple(a[i : i + batch] for a in arrays) if self.target else arrays[0][i : i + batch] for i in starts]
+        batches = [slice(start, start + batch) for start in range(0, len(arrays[0]), batch)]
+        if self.target:
+            return [(arrays[0][span], arrays[1][span]) for span in batches]
+        return [arrays[0][span] for span in batches]
 
     def _heldout_sides(self, rows: int | None) -> list[tuple[SetReader, Selection]]:
         """Each set with its held-out documents: all of them, or whole ones of about `rows` rows, spread evenly."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lensae.core.errors import LensaeError, OtherProcessEnded, UserError
 from lensae.core.paths import SaeEntry
@@ -23,7 +23,9 @@ from lensae.stages.train.watcher import Watcher
 
 if TYPE_CHECKING:
     from lensae.sae.distributed.process_group import ProcessGroup
-    from lensae.sae.train.loop import TrainingResult
+    from lensae.sae.kernels import Backend
+    from lensae.sae.train.loop import Callbacks, TrainingResult
+    from lensae.sae.train.run import Measurement, TrainingRun
     from lensae.sae.train.schedule import Plan
 
 SHARED = ("seed", "heldout", "batch", "target", "shuffle_rows")  # what decides the rows and their order
@@ -67,7 +69,9 @@ def train(
     [report] = reports
     if isinstance(report, LensaeError):
         raise report
-    return replace(report, index=build_index(data, report.sae, watcher)) if index else report
+    if report is None or not index:
+        return report
+    return replace(report, index=build_index(data, report.sae, watcher))
 
 
 def build_index(data: TrainingData, sae: SaeEntry, watcher: Watcher | None) -> feature_index.IndexReport:
@@ -111,12 +115,13 @@ def train_all(
         stack.enter_context(use_backend(_backend(trainings, data.reader.width)))
         validation_rows = max(training.plan.validation_rows for training in trainings)
         sample = group.collectively(lambda: data.heldout_sample(first.plan.batch, validation_rows))
+        callbacks = stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop))
         try:
             fit_all(
                 [training.run for training in trainings],
                 data.stream(first.recipe, first.plan.batch, group),
                 lambda: sample,
-                stack.enter_context(_LoopCallbacks(trainings if group.is_first else [], watcher, stop)),
+                cast("Callbacks", callbacks),
                 first.recipe.checkpoint_minutes,
             )
             return [_finish(data, training, stop, group) for training in trainings]
@@ -133,7 +138,7 @@ def _random_state_kept() -> Iterator[None]:
         yield
 
 
-def _backend(trainings: list[Training], width: int):
+def _backend(trainings: list[Training], width: int) -> Backend:
     """The kernels that are fastest for the widest of the SAEs."""
     from lensae.sae.kernels import choose_backend
 
@@ -163,20 +168,20 @@ class _LoopCallbacks:
 
     def __enter__(self) -> _LoopCallbacks:
         self.event_files = {
-            key: EventFile(training.folder.path / "tensorboard", training.run.state.history)
+            key: EventFile(training.path / "tensorboard", training.run.state.history)
             for key, training in self.trainings.items()
         }
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         for event_file in self.event_files.values():
             event_file.close()
 
-    def measured(self, run, line) -> None:
+    def measured(self, run: TrainingRun, line: Measurement) -> None:
         if id(run) not in self.trainings:
             return
         training = self.trainings[id(run)]
-        write_metrics(training.folder.path / "metrics.csv", run.state.history)
+        write_metrics(training.path / "metrics.csv", run.state.history)
         self.event_files[id(run)].add(line)
         self.watcher.measured(training, line)
 

@@ -21,22 +21,26 @@ from lensae.stages.train.folder import TrainingFolder, checkpoint_of, open_folde
 from lensae.stages.train.record import new_record
 
 if TYPE_CHECKING:
+    from lensae.sae.architectures._base import BaseTrainer
     from lensae.sae.distributed.process_group import ProcessGroup
     from lensae.sae.train.run import TrainingRun
     from lensae.sae.train.schedule import Plan
 
 
 # The fields of a recipe that have an option of the same name on the command line.
-OPTIONS = ("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows", "encoder_dtype")
-OPTIONS += ("seed", "target")
+OPTIONS = (
+    *("arch", "width", "k", "l1", "target_l0", "epochs", "tokens", "lr", "batch", "shuffle_rows", "encoder_dtype"),
+    *("seed", "target"),
+)
 
 
 @dataclass(kw_only=True)
 class Training:
     """One SAE that is being trained: `recipe` as it was given, `resolved` with its blanks filled in, `reasons` for
-    these choices, `sparsity` what decides how many features fire; `folder` is None but in the first process."""
+    these choices, `sparsity` what decides how many features fire. Its files are in `path`; `folder`, by which they are
+    changed, is None in all processes but the first."""
 
-    name: str
+    path: Path
     recipe: TrainRecipe
     resolved: TrainRecipe
     plan: Plan
@@ -45,6 +49,11 @@ class Training:
     run: TrainingRun = field(repr=False)
     sparsity: str = ""
     reasons: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the SAE."""
+        return self.path.name
 
 
 @contextmanager
@@ -107,13 +116,13 @@ def _restored(
     resolved, plan = checkpoint.read_plan(checkpoint_path) or (resolved, plan)
     family = registry.load("sae.architectures", record.recipe.arch)
 
-    def make_trainer(window: int):
+    def make_trainer(window: int) -> BaseTrainer:
         return family.Trainer(data.reader.width, plan.d_sae, resolved, window, data.d_out, group)
 
     run = TrainingRun(resolved, plan, make_trainer, checkpoint_path, _device(group))
     checkpoint.load(run)
     return Training(
-        name=path.name,
+        path=path,
         recipe=record.recipe,
         resolved=resolved,
         plan=plan,

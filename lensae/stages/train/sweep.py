@@ -169,7 +169,7 @@ def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, floa
 
 
 def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
-    record = sae.training
+    record = sae.record
     recipe, heldout = record.recipe, record.heldout
     weight = registry.load("sae.architectures", recipe.arch).Trainer.penalised_by
     return Point(
@@ -178,10 +178,11 @@ def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
         d_sae=record.plan["d_sae"],
         recipe=recipe,
         l0=heldout["l0"],
+        explained_variance_typical=heldout["explained_variance_typical"],
         explained_variance=heldout["explained_variance"],
         mse=heldout["mse"],
         dead_share=heldout["dead_share"],
-        seconds=record.seconds,
+        seconds=record.seconds or 0.0,
         penalty=getattr(recipe, weight) if weight and not recipe.target_l0 else None,
         ce_recovered=ce_recovered,
     )

@@ -6,6 +6,10 @@ import importlib.util
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lensae.sae.train.run import Measurement
 
 NOT_DRAWN = ("epoch", "step", "tokens", "losses", "best")
 
@@ -15,7 +19,7 @@ def available() -> bool:
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def values_of(line) -> dict[str, float]:
+def values_of(line: Measurement) -> dict[str, float]:
     """The curves of a line of metrics.csv, by name; the parts of the loss are "loss/..."."""
     values = {name: value for name, value in asdict(line).items() if name not in NOT_DRAWN}
     return values | {f"loss/{name}": value for name, value in line.losses.items()}
@@ -24,7 +28,7 @@ def values_of(line) -> dict[str, float]:
 class EventFile:
     """The measurements of one training by tokens: its history is written again, then line by line."""
 
-    def __init__(self, folder: Path, history: list):
+    def __init__(self, folder: Path, history: list[Measurement]):
         self.writer = None
         if available():
             from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +38,7 @@ class EventFile:
             for line in history:
                 self.add(line)
 
-    def add(self, line) -> None:
+    def add(self, line: Measurement) -> None:
         """One more measurement."""
         if self.writer is not None:
             for name, value in values_of(line).items():

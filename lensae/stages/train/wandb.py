@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lensae.core.durable import read_json, write_json
 from lensae.core.errors import LensaeError, UserError
@@ -17,6 +18,11 @@ from lensae.stages.shared.progress import Progress
 from lensae.stages.train.setup import Training
 from lensae.stages.train.tensorboard import values_of
 from lensae.stages.train.watcher import Watcher
+
+if TYPE_CHECKING:
+    import wandb
+
+    from lensae.sae.train.run import Measurement
 
 PROJECT = "lensae"
 
@@ -35,15 +41,16 @@ class WandbRun:
     can be started; a later failure is reported once, through `say`, and nothing more is logged.
     """
 
-    def __init__(self, folder: Path, name: str, config: dict, history: list, say: Callable[[str], None]):
+    def __init__(self, folder: Path, name: str, config: dict, history: list[Measurement], say: Callable[[str], None]):
         import wandb
 
         self.say = say
         identity = {"id": uuid.uuid4().hex[:12], "project": os.environ.get("WANDB_PROJECT", PROJECT)}
         identity = read_json(folder / "wandb.json") if (folder / "wandb.json").is_file() else identity
         try:
-            self.run = wandb.init(
-                **identity,
+            self.run: wandb.Run | None = wandb.init(
+                id=identity["id"],
+                project=identity["project"],
                 name=name,
                 config=config,
                 dir=str(folder),
@@ -60,7 +67,7 @@ class WandbRun:
             if line.tokens >= next_step:
                 self.add(line)
 
-    def add(self, line) -> None:
+    def add(self, line: Measurement) -> None:
         """One more measurement."""
         self._do(lambda run: run.log({"epoch": line.epoch, **values_of(line)}, step=line.tokens))
 
@@ -69,7 +76,7 @@ class WandbRun:
         self._do(lambda run: run.finish(exit_code=int(failed)))
         self.run = None
 
-    def _do(self, work: Callable) -> None:
+    def _do(self, work: Callable[[wandb.Run], object]) -> None:
         if self.run is None:
             return
         try:
@@ -95,7 +102,7 @@ class WandbWatcher(Watcher):
     def __enter__(self) -> WandbWatcher:
         return self
 
-    def __exit__(self, kind, *_exc) -> None:
+    def __exit__(self, kind: object, *_exc: object) -> None:
         for run in self.runs.values():
             run.close(failed=kind is not None)
         self.runs = {}
@@ -105,14 +112,14 @@ class WandbWatcher(Watcher):
         for training in trainings if current().is_first else ():
             config = {"set": entry.name, "recipe": asdict(training.resolved), "plan": asdict(training.plan)}
             history = training.run.state.history
-            self.runs[training.name] = WandbRun(training.folder.path, training.name, config, history, self.say)
+            self.runs[training.name] = WandbRun(training.path, training.name, config, history, self.say)
         self.watcher.started(entry, trainings)
 
     def step(self, rows: int, losses: list[dict[str, float]]) -> None:
         """Pass a batch on: only measurements are logged."""
         self.watcher.step(rows, losses)
 
-    def measured(self, training: Training, line) -> None:
+    def measured(self, training: Training, line: Measurement) -> None:
         """Log a line of metrics.csv."""
         if run := self.runs.get(training.name):
             run.add(line)
