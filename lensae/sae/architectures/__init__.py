@@ -17,7 +17,7 @@ module with
     hints                  names of plain numbers that one batch leaves to the next (they are kept in checkpoints)
     shared                 names of the tensors that do not have one row, or number, per feature
     group, own_features    the processes that train it (lensae.sae.distributed), and the features of this process
-    dead                   which features have been silent for long (lensae.sae.architectures._dead_features.DeadFeatures)
+    dead                   which features have been silent for long (_dead_features.DeadFeatures)
     before_step()          what the gradients need (removing what is parallel to a unit-norm row)
     after_step()           what the parameters need (unit norm)
     calibrate(batches)     what can only be chosen after training, from a function that gives held-out rows
