@@ -62,27 +62,36 @@ def write_set(folder: Path, found: list[CapturedDocument], **options) -> Path:
     return folder
 
 
-def like_one_shot(found: dict, x, x_hat, fires) -> None:
+def like_one_shot(figures: dict, x, x_hat, fires) -> None:
     """The figures of a reconstruction are those of the formulas, over all rows at once (tensors of rows)."""
     a, b = x.double().numpy(), x_hat.double().numpy()
-    error, spread = ((a - b) ** 2).sum(1), ((a - a.mean(0)) ** 2).sum(1)
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    typical = norms[0] <= 4 * np.minimum(norms[0], 4 * np.median(norms[0])).mean()
     expected = {
         "rows": len(a),
-        "mse": error.mean() / a.shape[1],
-        "explained_variance": 1 - error.sum() / spread.sum(),
-        "explained_variance_per_dim": (1 - ((a - b) ** 2).mean(0) / a.var(0)).mean(),
-        "explained_variance_per_token": (1 - error / spread).mean(),
+        "massive_rows": (~typical).sum(),
+        "mse": ((a - b) ** 2).mean(),
+        "explained_variance_per_token": (1 - ((a - b) ** 2).sum(1) / ((a - a.mean(0)) ** 2).sum(1)).mean(),
         "l0": fires.sum(1).double().mean().item(),
         "dead_share": (~fires.any(0)).double().mean().item(),
         "dense_share": (fires.double().mean(0) > 0.1).double().mean().item(),
         "cosine": ((a * b).sum(1) / norms[0] / norms[1]).mean(),
         "shrinkage": (norms[1] / norms[0]).mean(),
+        **ratios_of(a, b),
+        **{f"{name}_typical": value for name, value in ratios_of(a[typical], b[typical]).items()},
+    }
+    assert figures.keys() == expected.keys()
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, rel=1e-4), name
+
+
+def ratios_of(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """The figures that are ratios of sums over rows, of rows and their reconstructions."""
+    return {
+        "explained_variance": 1 - ((a - b) ** 2).sum() / ((a - a.mean(0)) ** 2).sum(),
+        "explained_variance_per_dim": (1 - ((a - b) ** 2).mean(0) / a.var(0)).mean(),
         "relative_bias": (b**2).sum() / (a * b).sum(),
     }
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-4), name
 
 
 def figures_by_formula(x_BD: np.ndarray) -> Figures:

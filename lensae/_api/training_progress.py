@@ -31,7 +31,7 @@ class TrainingProgress(Watcher):
 
     def measured(self, training: Training, line: Measurement) -> None:
         """The SAE was measured on the held-out rows."""
-        figures = f"explained variance {line.explained_variance:.3f}, L0 {line.l0:.1f}"
+        figures = f"explained variance {line.explained_variance_typical:.3f}, L0 {line.l0:.1f}"
         self.progress.say(f"{training.name}: {line.tokens:,} tokens, {figures}")
 
     def indexing(self) -> Progress:

@@ -67,15 +67,16 @@ def list_(
 
     with Watch() as watch:
         opened = lookup.open_lookup(set_name, sae, watch)
-    if sort == "label":
-        found, draw = lookup.by_label(opened, k), view.label_list
-    else:
-        found, draw = lookup.ranked(opened, sort, k), view.feature_list
+    scores = lookup.by_label(opened, k) if sort == "label" else []
+    stats = lookup.ranked(opened, sort, k) if sort != "label" else []
     if as_json:
-        print_json([asdict(record) for record in found])
+        print_json([asdict(score) for score in scores] + [asdict(one) for one in stats])
         return
     current(opened.entry.name, opened.sae.name)
-    draw(out(), found)
+    if sort == "label":
+        view.label_list(out(), scores)
+    else:
+        view.feature_list(out(), stats)
 
 
 @app.command("show", epilog=examples("features show 447"))

@@ -11,6 +11,8 @@ from pathlib import Path
 from lensae.core.errors import UserError, nearest
 from lensae.core.program import command
 
+MASSIVE = 4.0  # rows of a norm above so many times the mean norm are massive activations
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -67,7 +69,7 @@ class TrainRecipe:
     patience: int = 3
     heldout: float = 0.1
     aux: float | None = None
-    norm_limit: float = 4.0
+    norm_limit: float = MASSIVE
     resample: int = 0
     average: float = 0.0
     encoder_dtype: str = "float32"

@@ -52,14 +52,14 @@ def area_under_curve(bins: Entries, best_F: np.ndarray, documents_L: np.ndarray)
             np.add.reduceat(documents, starts),
             np.add.reduceat(positive, starts),
         )
-    negative = documents - positive
+    negative: np.ndarray = documents - positive
     silent_negatives_F = negatives_F - np.bincount(feature, negative, features)
     silent_positives_F = positives_F - np.bincount(feature, positive, features)
     below = np.cumsum(negative) - negative
     if len(starts):
         first_of_group = group_starts(feature)
         below -= np.repeat(below[first_of_group], np.diff(np.append(first_of_group, len(feature))))
-    wins_F = np.bincount(feature, positive * (silent_negatives_F[feature] + below + negative / 2), features)
+    wins_F: np.ndarray = np.bincount(feature, positive * (silent_negatives_F[feature] + below + negative / 2), features)
     wins_F = wins_F + silent_positives_F * silent_negatives_F / 2
     pairs_F = positives_F * negatives_F
     return np.divide(wins_F, pairs_F, out=np.full(features, 0.5), where=pairs_F > 0)

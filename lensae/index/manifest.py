@@ -74,10 +74,12 @@ def read_manifest(folder: Path) -> IndexManifest | None:
     if record.pop("schema", None) != SCHEMA:
         return None
     try:
-        files = {name: tuple(FileRecord(**one) for one in record.pop(name)) for name in ("rows", "segments")}
+        rows, segments = (tuple(FileRecord(**one) for one in record.pop(name)) for name in ("rows", "segments"))
         summary = FileRecord(**record.pop("summary"))
         shards, shard_rows = (tuple(record.pop(name)) for name in ("shards", "shard_rows"))
-        manifest = IndexManifest(shards=shards, shard_rows=shard_rows, summary=summary, **files, **record)
+        manifest = IndexManifest(
+            shards=shards, shard_rows=shard_rows, rows=rows, segments=segments, summary=summary, **record
+        )
     except (KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be used ({error})", f"build it again: {command('index')}") from None
     lengths = [len(column) for column in (shard_rows, manifest.rows, shards)]

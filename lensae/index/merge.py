@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from lensae.index.file import Column, Segment, create, write_array
@@ -36,7 +37,7 @@ def feature_totals(segments: Sequence[Segment]) -> dict[str, np.ndarray]:
     return {name: sum(one.arrays[name][...] for one in segments) for name in names}
 
 
-def _merge_table(file, segments: Sequence[Segment], table: Table, codes: Sequence[np.ndarray]) -> None:
+def _merge_table(file: h5py.File, segments: Sequence[Segment], table: Table, codes: Sequence[np.ndarray]) -> None:
     most = sum(int(one.arrays[f"{table.name}/indptr"][-1]) for one in segments)
     columns = {name: Column(file, f"{table.name}/{name}", kind, most) for name, kind in table.columns.items()}
     indptr_parts = [np.zeros(1, np.int64)]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from lensae.core.errors import UserError
@@ -181,7 +182,7 @@ class Index:
         shard = int(np.searchsorted(self._first_row, row, side="right")) - 1
         return Posting(shard, int(row - self._first_row[shard]), float(value))
 
-    def _open(self, covered: SegmentRange):
+    def _open(self, covered: SegmentRange) -> h5py.File:
         return open_segment(self.folder / covered.file)
 
     def _entries(self, table: Table, feature: int) -> Iterator[tuple[SegmentRange, Entries]]:

@@ -33,14 +33,16 @@ def segment_of(encoded: EncodedRows, columns: ShardColumns) -> Segment:
         (labels.TABLE, labels.build(of_documents, code_N)),
         (labels.BINS_TABLE, labels.build_bins(of_documents, code_N)),
     )
-    arrays = {**_totals(firings), **names.arrays(), **Vocabulary.of(columns).arrays()}
+    arrays: dict[str, np.ndarray] = {**_totals(firings), **names.arrays(), **Vocabulary.of(columns).arrays()}
     for table, entries in tables:
         arrays |= _columns(table.name, table.columns, entries, encoded.features)
     return Segment(arrays, firings.rows, columns.documents)
 
 
 def _columns(name: str, columns: Mapping[str, type], entries: Entries, features: int) -> dict[str, np.ndarray]:
-    arrays = {f"{name}/{column}": entries[column].astype(kind, copy=False) for column, kind in columns.items()}
+    arrays: dict[str, np.ndarray] = {
+        f"{name}/{column}": entries[column].astype(kind, copy=False) for column, kind in columns.items()
+    }
     return {f"{name}/indptr": indptr_of(entries["feature"], features), **arrays}
 
 

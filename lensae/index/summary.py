@@ -60,5 +60,5 @@ def _label_scores(
         own = {**entries, "feature": entries["feature"] - first}
         auroc_F[first:last] = area_under_curve(own, label_F[first:last], documents_L)
     names = ("label", "share", "auroc", "label_documents")
-    columns = (label_F, share_F, auroc_F, fires_F)
+    columns: tuple[np.ndarray, ...] = (label_F, share_F, auroc_F, fires_F)
     return {f"features/{name}": column for name, column in zip(names, columns, strict=True)}

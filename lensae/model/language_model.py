@@ -149,7 +149,7 @@ class Taps:
     def __init__(self, model: LanguageModel, capture: Sequence[str] = (), edits: Sequence[Edit] = ()):
         self.model, self.capture, self.edits = model, list(capture), list(edits)
         self.taken: dict[str, list[torch.Tensor]] = {hook: [] for hook in self.capture}
-        self.origin_BT: torch.Tensor | None = None
+        self.origin_BT = torch.empty(0, 0)  # of the pass that comes next: `begin` says
         self.stop = False
         last = last_block([*self.capture, *(edit.hook for edit in self.edits)])
         self.final = f"blocks.{last}.hook_resid_post" if self.capture and last is not None else None
@@ -163,7 +163,10 @@ class Taps:
         hooks += [(hook, self._taker(hook)) for hook in self.capture]
         hooks += [(self.final, self._stopper)] if self.final else []
         self._added = self.model.hooks_for_now(hooks)
-        self._added.__enter__()
+        try:
+            self._added.__enter__()
+        except ValueError as error:  # for hooks that need a setting of TransformerLens
+            raise UserError(f"TransformerLens cannot use this hook: {error}", "use blocks.N.hook_resid_post") from error
         return self
 
     def __exit__(self, *_exc) -> None:

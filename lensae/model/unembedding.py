@@ -69,7 +69,7 @@ def next_token_losses(
     unembedding: Unembedding, clean_ND: torch.Tensor, variants: Sequence[HiddenStates], target_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropies (1 + S, N) of the targets, the clean ones first, and KL(clean || variant) (S, N), in nats,
-    float64, from final hidden states.
+    in `sum_dtype`, from final hidden states.
 
     KL = sum p (z - z') - log sum exp z + log sum exp z' for logits z of the clean and z' of the variant's distribution,
     p = softmax(z).
@@ -84,7 +84,7 @@ def next_token_losses(
 
 @dataclass
 class VocabularySums:
-    """Sums over the vocabulary entries so far, float64: `log_sum_SN` (1 + S, N), the logarithm of the sum of
+    """Sums over the vocabulary entries so far, in `sum_dtype`: `log_sum_SN` (1 + S, N), the logarithm of the sum of
     exp(logit), of the clean model first, and `difference_SN` (S, N), the mean under its distribution over these entries
     of (clean logit - variant's logit)."""
 
@@ -94,7 +94,7 @@ class VocabularySums:
     @classmethod
     def empty(cls, variants: int, tokens: int, device: torch.device) -> VocabularySums:
         """Before the first block."""
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+        dtype = sum_dtype(device)
         log_sum_SN = torch.full((1 + variants, tokens), -torch.inf, dtype=dtype, device=device)
         return cls(log_sum_SN, torch.zeros(variants, tokens, dtype=dtype, device=device))
 
@@ -113,38 +113,60 @@ class VocabularySums:
         self.log_sum_SN[:, tokens] = after_SX
 
 
-def _add_block(sums: VocabularySums, unembedding, clean_ND, variants: Sequence[HiddenStates], block: slice) -> None:
-    """Take in a block of vocabulary entries. Where tokens share hidden states their logits are computed once."""
-    shared = [one.index_N is not None and _shared(unembedding.logits(one.rows_UD, block)) for one in variants]
+def _add_block(
+    sums: VocabularySums,
+    unembedding: Unembedding,
+    clean_ND: torch.Tensor,
+    variants: Sequence[HiddenStates],
+    block: slice,
+) -> None:
+    """Take in a block of vocabulary entries."""
+    logits_of = [_BlockLogits(unembedding, states, block) for states in variants]
     for tokens in _slices(len(clean_ND), _rows(clean_ND)):
         clean_XC = unembedding.logits(clean_ND[tokens], block)
         p_XC, clean_sum_X = _softmax(clean_XC)
         log_sums, differences = [clean_sum_X], []
-        for states, once in zip(variants, shared, strict=True):
-            if once:
-                index_X = states.index_N[tokens]
-                logits_XC, log_sum_X = once[0][index_X], once[1][index_X]
-            else:
-                logits_XC = unembedding.logits(states.rows_UD[tokens], block)
-                log_sum_X = _softmax(logits_XC)[1]
+        for variant in logits_of:
+            logits_XC, log_sum_X = variant.at(tokens)
             log_sums.append(log_sum_X)
             differences.append(torch.sub(clean_XC, logits_XC, out=logits_XC).mul_(p_XC).sum(-1))
         difference_SX = torch.stack(differences) if differences else sums.difference_SN[:, tokens]
         sums.add(tokens, torch.stack(log_sums), difference_SX)
 
 
-def _shared(logits_UC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits_UC, _softmax(logits_UC)[1]
+class _BlockLogits:
+    """A variant's logits of a block of vocabulary entries; where tokens share hidden states they are computed once."""
+
+    def __init__(self, unembedding: Unembedding, states: HiddenStates, block: slice):
+        self.unembedding, self.states, self.block = unembedding, states, block
+        self.index_N = states.index_N
+        if self.index_N is not None:
+            self.logits_UC = unembedding.logits(states.rows_UD, block)
+            self.log_sum_U = _softmax(self.logits_UC)[1]
+
+    def at(self, tokens: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits (X, C) after some tokens, to be overwritten, and the logarithms (X,) of the sums of their exp."""
+        if self.index_N is not None:
+            index_X = self.index_N[tokens]
+            return self.logits_UC[index_X], self.log_sum_U[index_X]
+        logits_XC = self.unembedding.logits(self.states.rows_UD[tokens], self.block)
+        return logits_XC, _softmax(logits_XC)[1]
 
 
 def _softmax(logits_XC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax (X, C), and the logarithm of the sum of exp(logit) (X,) float64.
+    """softmax (X, C), and the logarithm of the sum of exp(logit) (X,).
 
     The largest probability is 1 over the sum of exp(logit - the largest logit): PyTorch's softmax takes half as long as
     computing that sum from exp.
     """
     p_XC = logits_XC.softmax(-1)
-    return p_XC, logits_XC.amax(-1).double() - p_XC.amax(-1).double().log()
+    dtype = sum_dtype(logits_XC.device)
+    return p_XC, logits_XC.amax(-1).to(dtype) - p_XC.amax(-1).to(dtype).log()
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The precision of sums over the vocabulary: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _entries(x: torch.Tensor) -> int:

@@ -12,8 +12,8 @@ V vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from lensae.model.hooked import RESIDUAL
 from lensae.model.language_model import Edit, LanguageModel, StopForward, Taps
 from lensae.model.precision import fast_matmul
 from lensae.model.read import AGREE, AGREE_SHORT, ready
-from lensae.model.score import next_token_logprobs, scoring_batches
+from lensae.model.score import Sequences, TokenLosses, Variants, plain_losses
 from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losses, unembedding_of
 
 # Tokens, counted once for each variant, of a pass through the blocks; tokens whose losses are computed together (more
@@ -33,20 +33,10 @@ from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losse
 PASS_TOKENS, LOSS_TOKENS = 4096, 4096
 TRIED_TOKENS = (16, 9)  # of the documents that both ways are tried on
 ROUNDING = 1e-5  # how far, relatively, the streams of one token may be apart that are the same but for rounding
-Variants = Mapping[str, Sequence[Edit]]
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses in nats of the tokens of one sequence but the first: `ce_ST` cross-entropies, the clean model's first, and
-    `kl_ST` KL(clean || variant) of the distributions that they are drawn from, float64."""
-
-    ce_ST: np.ndarray = field(repr=False)
-    kl_ST: np.ndarray = field(repr=False)
 
 
 def variant_losses(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], variants: Variants, advance: Callable[[int], None]
+    model: LanguageModel, sequences: Sequences, variants: Variants, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, TokenLosses]]:
     """The number and the losses of each of the sequences, in an order of its own.
 
@@ -56,33 +46,6 @@ def variant_losses(
     run = OnePass.of(model, variants) if sequences else None
     losses = run.losses if run and run.agrees(sequences) else partial(plain_losses, model, variants)
     yield from losses(sequences, advance)
-
-
-def plain_losses(
-    model: LanguageModel, variants: Variants, sequences: Sequence[Sequence[int]], advance: Callable[[int], None]
-) -> Iterator[tuple[int, TokenLosses]]:
-    """The plain way, open to every model and all edits: a run of the whole model for each variant."""
-    for batch in scoring_batches(model, sequences):
-        ids = [sequences[i] for i in batch]
-        clean = next_token_logprobs(model, ids)
-        targets = [torch.tensor(one[1:], device=model.device) for one in ids]
-        ce = [[_cross_entropy(p, target)] for p, target in zip(clean, targets, strict=True)]
-        kl: list[list[np.ndarray]] = [[] for _ in ids]
-        for edits in variants.values():
-            for b, q in enumerate(next_token_logprobs(model, ids, edits)):
-                ce[b].append(_cross_entropy(q, targets[b]))
-                kl[b].append(_kl(clean[b], q))
-        advance(sum(map(len, ids)))
-        for b, i in enumerate(batch):
-            yield i, TokenLosses(np.stack(ce[b]), np.array(kl[b]).reshape(len(variants), -1))
-
-
-def _cross_entropy(logp_LV: torch.Tensor, target_T: torch.Tensor) -> np.ndarray:
-    return -logp_LV[:-1].gather(1, target_T[:, None])[:, 0].cpu().double().numpy()
-
-
-def _kl(logp_LV: torch.Tensor, logq_LV: torch.Tensor) -> np.ndarray:
-    return (logp_LV.exp() * (logp_LV - logq_LV)).sum(-1)[:-1].cpu().double().numpy()
 
 
 @dataclass(frozen=True)
@@ -144,7 +107,7 @@ class OnePass:
         unembedding = unembedding_of(model) if model.side_by_side and RESIDUAL.fullmatch(hook) else None
         return None if unembedding is None else cls(model, unembedding, hook, variants)
 
-    def agrees(self, sequences: Sequence[Sequence[int]]) -> bool:
+    def agrees(self, sequences: Sequences) -> bool:
         """Whether the plain way gives the same, tried on the first tokens of some sequences."""
         tried = [list(ids[:length]) for ids, length in zip(sequences, TRIED_TOKENS, strict=False)]
         most = AGREE if self.model.network.dtype == torch.float32 else AGREE_SHORT
@@ -156,7 +119,7 @@ class OnePass:
         return True
 
     def losses(
-        self, sequences: Sequence[Sequence[int]], advance: Callable[[int], None], pass_tokens: int = PASS_TOKENS
+        self, sequences: Sequences, advance: Callable[[int], None], pass_tokens: int = PASS_TOKENS
     ) -> Iterator[tuple[int, TokenLosses]]:
         """The number and the losses of each sequence, the longest first."""
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
@@ -186,7 +149,7 @@ class OnePass:
             yield batch
 
     @torch.inference_mode()
-    def _run(self, numbers: list[int], sequences, references: list[Reference]) -> _Pass:
+    def _run(self, numbers: list[int], sequences: Sequences, references: list[Reference]) -> _Pass:
         """Documents through the model, up to their final hidden states."""
         model, lengths = self.model, [len(sequences[i]) for i in numbers]
         ids_1N = torch.tensor([[token for i in numbers for token in sequences[i]]], device=model.device)
@@ -199,14 +162,16 @@ class OnePass:
         return _Pass(numbers, lengths, position_1N[0], expansion.same, stream_SND, hidden_SND)
 
     @torch.inference_mode()
-    def _finish(self, waiting: list[_Pass], sequences, references) -> list[tuple[int, TokenLosses]]:
+    def _finish(
+        self, waiting: list[_Pass], sequences: Sequences, references: list[Reference]
+    ) -> list[tuple[int, TokenLosses]]:
         """The losses of documents that have been through the model."""
         if not waiting:
             return []
-        last = torch.cat([one.last_N for one in waiting])
-        kept = (~last).nonzero()[:, 0]  # the last token of a document has no target
-        clean_ND = torch.cat([one.hidden_SND[0] for one in waiting])[kept]
-        states = [self._states(number, waiting, references[number], kept) for number in range(len(self.variants))]
+        last_N = torch.cat([one.last_N for one in waiting])
+        kept_N = (~last_N).nonzero()[:, 0]  # the last token of a document has no target
+        clean_ND = torch.cat([one.hidden_SND[0] for one in waiting])[kept_N]
+        states = [self._states(number, waiting, references[number], kept_N) for number in range(len(self.variants))]
         numbers = [i for one in waiting for i in one.numbers]
         target_N = torch.tensor([token for i in numbers for token in sequences[i][1:]], device=self.model.device)
         with fast_matmul():
@@ -215,13 +180,14 @@ class OnePass:
         parts = (np.split(x_SN.cpu().numpy(), bounds, axis=1) for x_SN in (ce_SN, kl_SN))
         return [(i, TokenLosses(ce_ST, kl_ST)) for i, ce_ST, kl_ST in zip(numbers, *parts, strict=True)]
 
-    def _states(self, number: int, waiting: list[_Pass], reference: Reference, kept) -> HiddenStates:
+    def _states(self, number: int, waiting: list[_Pass], reference: Reference, kept_N: torch.Tensor) -> HiddenStates:
         """The final hidden states of one variant."""
-        position_N = torch.cat([one.position_N for one in waiting])[kept]
         if all(number in one.same for one in waiting):
-            return HiddenStates(reference.hidden_LD[: int(position_N.max()) + 1], position_N)
+            longest = max(max(one.lengths) for one in waiting)
+            position_N = torch.cat([one.position_N for one in waiting])[kept_N]
+            return HiddenStates(reference.hidden_LD[:longest], position_N)
         rows = [one.hidden_of(number, reference) for one in waiting]
-        return HiddenStates(torch.cat(rows)[kept])
+        return HiddenStates(torch.cat(rows)[kept_N])
 
 
 @dataclass(frozen=True)
@@ -244,7 +210,8 @@ class _Pass:
         return following_N == 0
 
     def references(self) -> list[Reference]:
-        """Those that a pass of one document gives."""
+        """Those that the first pass, of one document, gives."""
+        assert self.stream_SND is not None
         return [Reference(x, hidden) for x, hidden in zip(self.stream_SND[1:], self.hidden_SND[1:], strict=True)]
 
     def hidden_of(self, number: int, reference: Reference) -> torch.Tensor:
@@ -254,12 +221,12 @@ class _Pass:
         return self.hidden_SND[1 + number - sum(same < number for same in self.same)]
 
 
-def _final_hidden(model: LanguageModel, **inputs) -> torch.Tensor:
+def _final_hidden(model: LanguageModel, **inputs: torch.Tensor) -> torch.Tensor:
     """What reaches the unembedding, which is not computed."""
-    found: list[torch.Tensor] = []
+    reached: list[torch.Tensor] = []
 
-    def stop(_layer, arguments: tuple) -> None:
-        found.append(arguments[0])
+    def stop(_layer: torch.nn.Module, arguments: tuple) -> None:
+        reached.append(arguments[0])
         raise StopForward
 
     handle = model.network.get_output_embeddings().register_forward_pre_hook(stop)
@@ -268,4 +235,4 @@ def _final_hidden(model: LanguageModel, **inputs) -> torch.Tensor:
             model.run(**inputs, use_cache=False)
     finally:
         handle.remove()
-    return found[0]
+    return reached[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lensae.sae import functional
-from lensae.sae.kernels import Active, encode_above, encode_topk
+from lensae.sae.kernels import Active, Features, encode_above, encode_topk
 
 
 def _linear(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
@@ -33,23 +33,29 @@ ENCODERS: Mapping[str, Callable] = {
 ENCODERS = {**ENCODERS, "transcoder": ENCODERS["standard"], "jumprelu_transcoder": ENCODERS["jumprelu"]}
 
 
-def _sparse_linear(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
-    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"])
+def _sparse(features: Features) -> Active:
+    """Features that are sparse, as those of a product with no expected density are."""
+    assert isinstance(features, Active)
+    return features
 
 
-def _sparse_topk(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+def _sparse_linear(x_BD: torch.Tensor, shift_D: torch.Tensor, cfg: dict, tensors: dict) -> Active:
+    return _sparse(encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"]))
+
+
+def _sparse_topk(x_BD: torch.Tensor, shift_D: torch.Tensor, cfg: dict, tensors: dict) -> Active:
     return encode_topk(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], int(cfg["k"]))
 
 
-def _sparse_jumprelu(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
-    return encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], tensors["threshold"])
+def _sparse_jumprelu(x_BD: torch.Tensor, shift_D: torch.Tensor, cfg: dict, tensors: dict) -> Active:
+    return _sparse(encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_enc"], tensors["threshold"]))
 
 
-def _sparse_gated(x_BD, shift_D, cfg: dict, tensors: dict) -> Active:
+def _sparse_gated(x_BD: torch.Tensor, shift_D: torch.Tensor, cfg: dict, tensors: dict) -> Active:
     """The magnitude is computed from the product that the gate took: the two differ by a factor and biases."""
-    opened = encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_gate"])
-    b_gate_N, r_mag_N, b_mag_N = (opened.each(tensors[name]) for name in ("b_gate", "r_mag", "b_mag"))
-    return opened.of(((opened.value - b_gate_N) * r_mag_N.exp() + b_mag_N).relu())
+    opened = _sparse(encode_above(x_BD, shift_D, tensors["W_enc"].T, tensors["b_gate"]))
+    b_gate_N, r_mag_N, b_mag_N = (opened.per_pair(tensors[name]) for name in ("b_gate", "r_mag", "b_mag"))
+    return opened.with_value(((opened.value - b_gate_N) * r_mag_N.exp() + b_mag_N).relu())
 
 
 # The same through the sparse kernels: the matrix (B, F) is never there as a whole.

@@ -94,7 +94,7 @@ class _Shards:
     def __enter__(self) -> _Shards:
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.stack.close()
 
     def shard(self, number: int) -> Shard:

@@ -35,7 +35,7 @@ def show(console: Console, report: SweepReport) -> None:
             point.name,
             f"{point.d_sae:,}",
             f"{point.l0:.1f}",
-            f"{point.explained_variance:.4f}",
+            f"{point.explained_variance_typical:.4f}",
             "" if point.ce_recovered is None else f"{point.ce_recovered:.1%}",
             f"{point.dead_share:.1%}",
             f"[bold green]{mark}[/]" if mark == "winner" else mark,
@@ -70,13 +70,13 @@ def _pareto(report: SweepReport, winner: Point) -> Path:
     ringed."""
     about = f"{len(report.points)} SAEs on {report.set_name}"
     known = all(point.ce_recovered is not None for point in report.points)
-    panels = {"explained_variance": "explained variance"} | ({"ce_recovered": "CE recovered"} if known else {})
+    panels = {"explained_variance_typical": "explained variance"} | ({"ce_recovered": "CE recovered"} if known else {})
     figure, rows = stacked(about, list(panels.values()), "L0 on held-out rows")
     for axes, name in zip(rows, panels, strict=True):
         _scatter(axes, report, winner, name)
     rows[0].annotate(
         winner.name,
-        (winner.l0, winner.explained_variance),
+        (winner.l0, winner.explained_variance_typical),
         (8, -12),
         textcoords="offset points",
         fontsize=8,

@@ -135,7 +135,7 @@ class LiveTraining(Watcher):
             f"{line.loss:.4f}",
             " ".join(f"{name} {value:.3f}" for name, value in line.losses.items()),
             f"{line.heldout_loss:.4f}",
-            f"{line.explained_variance:.4f}",
+            f"{line.explained_variance_typical:.4f}",
             f"{line.l0:.1f}",
             f"{line.dead_share:.1%}",
             f"{line.tokens / max(line.seconds, 1e-9):,.0f}",
@@ -167,8 +167,9 @@ class LiveTraining(Watcher):
 def show(console: Console, report: TrainReport, next_step: bool = True) -> None:
     """The result of the training and its index, and the next commands."""
     heldout = report.fit.heldout
+    massive = f" ({heldout.massive_rows:,} massive rows left out)" if heldout.massive_rows else ""
     console.print(
-        f"[bold]{report.sae.name}[/]: explained variance [bold]{heldout.explained_variance:.3f}[/], "
+        f"[bold]{report.sae.name}[/]: explained variance [bold]{heldout.explained_variance_typical:.3f}[/]{massive}, "
         f"L0 {heldout.l0:.1f}, dead {heldout.dead_share:.1%} on {heldout.rows:,} held-out rows "
         f"({report.fit.stopped}, {report.fit.seconds:,.0f} s)"
     )

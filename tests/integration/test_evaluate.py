@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -47,34 +48,44 @@ def sae_of(kind: str, d: int = 12, f: int = 40, seed: int = 3) -> SAE:
     return SAE(checkpoint.config(kind, d, f, {}, **({"k": 5} if kind == "topk" else {})), tensors)
 
 
-def test_streamed_figures_are_the_one_shot_formulas():
+@pytest.mark.parametrize("massive", [0, 3])
+def test_streamed_figures_are_the_one_shot_formulas(massive):
     x = rows_of()
+    x[torch.arange(massive) * 131 + 5] *= 40.0
     x_hat = 0.8 * x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     features = torch.relu(torch.randn(400, 9, generator=torch.Generator().manual_seed(2)) - 0.5)
     features[:, 4] = 0
-    total, sums, mean = metrics.Accumulator(12, 9), np.zeros(5), x.double().mean(0)
+    limit = metrics.massive_norm(x)
+    typical = x.norm(dim=1) <= limit
+    means = metrics.RowMeans(mean_D=x.double().mean(0), typical_mean_D=x[typical].double().mean(0), massive_norm=limit)
+    total, sums = metrics.Accumulator(12, 9, limit), np.zeros(7)
     for part in torch.arange(400).split(77):
         fires = features[part] > 0
         total.add(x[part], x_hat[part], fires.sum(0))
-        sums += metrics.row_figures(x[part], x_hat[part], fires.sum(1), mean).sum(0).numpy()
-    found = total.result()
-    a, b = x.double().numpy(), x_hat.double().numpy()
-    error, spread = ((a - b) ** 2).sum(1), ((a - a.mean(0)) ** 2).sum(1)
-    whole = 1 - error.mean() / ((a**2).sum(1).mean() - (a.mean(0) ** 2).sum())
-    assert found.explained_variance == pytest.approx(whole, rel=1e-9)
-    assert float(metrics.explained_variance(sums)) == pytest.approx(whole, rel=1e-9)
-    assert found.explained_variance_per_dim == pytest.approx((1 - ((a - b) ** 2).mean(0) / a.var(0)).mean(), rel=1e-9)
-    assert float(metrics.explained_variance_per_token(sums)) == pytest.approx((1 - error / spread).mean(), rel=1e-9)
-    assert found.relative_bias == pytest.approx((b**2).sum(1).mean() / (a * b).sum(1).mean(), rel=1e-9)
-    assert found.l0 == pytest.approx((features > 0).double().sum(1).mean().item())
-    assert float(metrics.mean_active(sums)) == pytest.approx(found.l0)
-    assert found.dead_share == pytest.approx(1 / 9)
+        sums += metrics.row_figures(x[part], x_hat[part], fires.sum(1), means).sum(0).numpy()
+    figures = {name: value for name, value in vars(total.result()).items() if name != "density"}
+    figures["explained_variance_per_token"] = float(metrics.explained_variance_per_token(sums))
+    like_one_shot(figures, x, x_hat, features > 0)
+    assert figures["massive_rows"] == massive and figures["dead_share"] == pytest.approx(1 / 9)
+    for statistic in (metrics.explained_variance, metrics.explained_variance_typical):
+        assert float(statistic(sums)) == pytest.approx(figures[statistic.__name__], rel=1e-9)
+    assert float(metrics.mean_active(sums)) == pytest.approx(figures["l0"])
+    same = figures["explained_variance"] == pytest.approx(figures["explained_variance_typical"], rel=1e-3)
+    assert same != bool(massive), "massive rows decide"
+
+
+def test_which_rows_are_massive_hardly_depends_on_how_many_there_are():
+    x = rows_of()
+    plain = metrics.massive_norm(x)
+    assert plain == pytest.approx(4 * float(x.norm(dim=1).mean()), rel=1e-4)
+    x[:8] *= 1000.0
+    assert metrics.massive_norm(x) == pytest.approx(plain, rel=0.1)
 
 
 def test_the_relative_bias_is_the_best_factor():
     """Dividing the reconstruction by it leaves less error than any factor beside it."""
     x, x_hat = rows_of(), 1.7 * rows_of() + torch.randn(400, 12, generator=torch.Generator().manual_seed(5))
-    total = metrics.Accumulator(12, 1)
+    total = metrics.Accumulator(12, 1, math.inf)
     total.add(x, x_hat, torch.zeros(1, dtype=torch.int64))
     gamma = total.result().relative_bias
 
@@ -88,7 +99,7 @@ def test_the_relative_bias_is_the_best_factor():
 def test_the_variance_survives_a_large_mean():
     x = rows_of() + 3000
     x_hat = x + 0.1
-    total = metrics.Accumulator(12, 1)
+    total = metrics.Accumulator(12, 1, math.inf)
     for part in x.split(50):
         total.add(part, part + 0.1, torch.zeros(1, dtype=torch.int64))
     a, b = x.double().numpy(), x_hat.double().numpy()
@@ -193,7 +204,7 @@ def test_held_out_rows_are_summed_by_prompt(tmp_path, monkeypatch):
     assert held.groups == len({one.prompt for one in stored})
     hook = next(iter(found[0].activations))
     rows = [one.activations[hook].astype(np.float16).astype(np.float64) for one in stored]
-    np.testing.assert_allclose(held.mean_O, np.concatenate(rows).mean(0), atol=1e-12)
+    np.testing.assert_allclose(held.means.mean_D, np.concatenate(rows).mean(0), atol=1e-12)
     half = reconstruction.System("half", "half", 16, lambda x: (0.5 * x, None))
     scored = reconstruction.score(held, half, "cpu", Silent())
     prompts = list(dict.fromkeys(one.prompt for one in stored))
@@ -201,7 +212,7 @@ def test_held_out_rows_are_summed_by_prompt(tmp_path, monkeypatch):
         own = np.concatenate([a for a, one in zip(rows, stored, strict=True) if one.prompt == prompt])
         assert scored.sums_GS[group, metrics.ROWS] == len(own)
         assert scored.sums_GS[group, metrics.ERROR] == pytest.approx(0.25 * (own**2).sum())
-        assert scored.sums_GS[group, metrics.SPREAD] == pytest.approx(((own - held.mean_O) ** 2).sum())
+        assert scored.sums_GS[group, metrics.SPREAD] == pytest.approx(((own - held.means.mean_D.numpy()) ** 2).sum())
     small = [len(x) for x, _y, _group in held.batches(9)]
     assert max(small) <= 9 and sum(small) == len(held.group_R)
 
@@ -236,7 +247,7 @@ def test_every_figure_of_the_command(lensae, copied):
     assert raw["loss"]["kl"] == 0 and raw["loss"]["ce_recovered"] == 1
     assert drawn["reconstruction"]["l0"] == pytest.approx(found["reconstruction"]["l0"], rel=0.05)
     for one, own in ((found["reconstruction"], found), (drawn["reconstruction"], drawn)):
-        for name in ("explained_variance", "l0", "ce_recovered", "kl_recovered"):
+        for name in ("explained_variance", "explained_variance_typical", "l0", "ce_recovered", "kl_recovered"):
             low, high = own["intervals"][name]
             assert low <= {**one, **own["loss"]}[name] <= high, name
     histograms = found["histograms"]
@@ -357,3 +368,30 @@ def test_the_table(lensae, copied):
     assert row == [f"{column['loss']['ce_recovered']:.4f}" for column in columns]
     low, high = found["intervals"]["ce_recovered"]
     assert f"{low:.3f} to {high:.3f}" in out and "held-out prompts" in out and "changed nothing" in out
+
+
+def test_the_table_leads_without_massive_rows(lensae, copied, monkeypatch):
+    monkeypatch.setattr("lensae.sae.metrics.reconstruction.MASSIVE", 1.3)
+    status, out, err = lensae("evaluate")
+    assert status == 0, err
+    found = json.loads((_current()[1].path / "evaluation.json").read_text())
+    figures, massive = found["reconstruction"], found["massive_rows"]
+    assert 0 < massive["count"] == figures["massive_rows"] < figures["rows"] / 2
+    lines = [line.split() for line in out.splitlines()]
+    [first] = [number for number, words in enumerate(lines) if words[:2] == ["explained", "variance"] and number < 9]
+    with_massive = next(words for words in lines[first:] if words[:3] == ["massive", "rows", "included"])
+    assert lines[first][2] == f"{figures['explained_variance_typical']:.4f}"
+    assert with_massive[3] == f"{figures['explained_variance']:.4f}" != lines[first][2]
+    assert f"leave out {massive['count']} massive rows, of a norm above {massive['norm_above']:,.1f}" in " ".join(
+        out.split()
+    )
+    low, high = found["intervals"]["explained_variance_typical"]
+    assert low < figures["explained_variance_typical"] < high
+
+
+def test_without_massive_rows_there_is_one_line(lensae, copied):
+    status, out, err = lensae("evaluate")
+    assert status == 0 and "massive rows" not in out, err
+    found = json.loads((_current()[1].path / "evaluation.json").read_text())["reconstruction"]
+    assert found["massive_rows"] == 0
+    assert found["explained_variance"] == pytest.approx(found["explained_variance_typical"], rel=1e-12)

@@ -26,7 +26,7 @@ HOOKS = [f"blocks.3.{kind}" for kind in KINDS]
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory, model_dir) -> Path:
     """A store with a set of every kind of hook, all of the same tokens."""
-    from lensae.stages import collect
+    from lensae.stages.collect import run as collect
 
     folder = tmp_path_factory.mktemp("kinds") / "store"
     with pytest.MonkeyPatch.context() as patch:
@@ -95,3 +95,9 @@ def test_an_edit_sees_and_gives_the_vectors_that_reading_gives(family, model_dir
         assert x.shape == (len(one.ids), 64)
         np.testing.assert_allclose(x[1:], 2 * expected[1:] + 1, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(x[0], expected[0], rtol=1e-4, atol=1e-4)  # BOS is never edited
+
+
+def test_a_hook_that_needs_a_setting_is_refused(lensae, model_dir):
+    status, _out, err = lensae("collect", model_dir("llama"), "--hook", "blocks.3.hook_mlp_in")
+    message = " ".join(err.split())
+    assert status == 2 and "cannot use this hook: Cannot add hook blocks.3.hook_mlp_in" in message, message

@@ -9,8 +9,9 @@ from conftest import FAMILIES, LAYERS
 
 from lensae import model as models
 from lensae.model import unembedding, variants
+from lensae.model.score import plain_losses
 from lensae.model.unembedding import HiddenStates, Unembedding, next_token_losses
-from lensae.model.variants import OnePass, plain_losses, variant_losses
+from lensae.model.variants import OnePass, variant_losses
 from lensae.steering.edits import Replacement, predicted
 
 TEXTS = ["After six weeks of morning runs along the canal", "The tram", "Which matters more: the bar, or the rest?"]

@@ -61,7 +61,7 @@ def test_figures_against_their_formulas():
     x, x_hat = torch.randn(300, 6) * torch.arange(1.0, 7) + 5, torch.randn(300, 6)
     features = torch.relu(torch.randn(300, 8) - 1)
     features[:, 3] = 0
-    total = Accumulator(6, 8)
+    total = Accumulator(6, 8, math.inf)
     for part in torch.arange(300).split(77):
         total.add(x[part], x_hat[part], (features[part] > 0).sum(0))
     found = total.result()
@@ -82,9 +82,9 @@ def test_dead_features_are_counted_in_tokens():
     dead = DeadFeatures(3, window=25)
     fires = torch.tensor([[1.0, 0.0, 0.0]] * 10)
     for _ in range(3):
-        dead.saw((fires > 0).sum(0), 10)
+        dead.update((fires > 0).sum(0), 10)
     assert dead.mask_F.tolist() == [False, True, True]
-    dead.saw(torch.tensor([0, 1, 0]), 1)
+    dead.update(torch.tensor([0, 1, 0]), 1)
     assert dead.silent_F.tolist() == [1, 0, 31]
 
 
@@ -133,7 +133,7 @@ def test_best_weights_are_kept_and_training_stops_early():
     x, *_ = planted(2_000, 3)
     recipe = TrainRecipe(width=1, k=2, epochs=30, batch=128, lr=0.5, patience=2, decay=0, warmup=0)
     result = small_fit(recipe, x)
-    losses = [line.heldout_loss for line in result.history if line.dead_share < 1]
+    losses = [line.heldout_loss for line in result.history if line.l0 > 0]
     assert len(result.history) < 30 and "no better" in result.stopped
     _figures, kept = validate(result.trainer, [x[:200]], *result.scales)
     assert kept == pytest.approx(min(losses), rel=1e-4)

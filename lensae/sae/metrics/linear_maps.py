@@ -1,6 +1,7 @@
 """What a transcoder is compared with: the best linear maps from what it reads to what it predicts.
 
-Shapes: B rows, D width of the input, O width of the target, K rank.
+Shapes: B rows, D width of the input, O width of the target, K rank,
+V directions in which the inputs vary.
 """
 
 from __future__ import annotations
@@ -71,5 +72,5 @@ class JointMoments:
         _size, directions_OO = torch.linalg.eigh(predicted_OO)
         out_OK = directions_OO.flip(1)[:, : rank if rank is not None else None]
         into_DK = vectors_DV @ (along_VO @ out_OK)
-        parts = (self.mean_D, self.mean_O, into_DK, out_OK.T)
-        return LinearMap(*(part.float().contiguous() for part in parts))
+        tensors = (self.mean_D, self.mean_O, into_DK, out_OK.T)
+        return LinearMap(*(tensor.float().contiguous() for tensor in tensors))

@@ -1,9 +1,13 @@
-"""What an evaluation measures side by side: the SAE, its baselines, and the rows as they are."""
+"""What an evaluation measures side by side: the SAE, its baselines, and the rows as they are.
+
+Shapes: B rows, D d_model, O width of what is predicted, K principal components.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +16,9 @@ from lensae.stages.evaluate.reconstruction import HeldOutRows, Scored, System, o
 from lensae.stages.evaluate.report import SEED
 from lensae.stages.shared.progress import Progress
 from lensae.store.pairs import Rows
+
+if TYPE_CHECKING:
+    from lensae.sae.base import SAE
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Compared:
     nearest_cosine: dict[str, np.ndarray] = field(repr=False)
 
 
-def compare(sae, held: HeldOutRows, training: Rows, device: str, progress: Progress) -> Compared:
+def compare(sae: SAE, held: HeldOutRows, training: Rows, device: str, progress: Progress) -> Compared:
     """The SAE beside what is fitted to the training rows at its L0, each over all held-out rows.
 
     An SAE is compared with principal components and with a random SAE; a transcoder with linear maps and with a random
@@ -51,13 +58,13 @@ def compare(sae, held: HeldOutRows, training: Rows, device: str, progress: Progr
     return Compared(systems, scores, used, cosines)
 
 
-def _nearest(sae, device: str) -> np.ndarray:
+def _nearest(sae: SAE, device: str) -> np.ndarray:
     from lensae.sae.metrics.reconstruction import nearest_cosine
 
     return nearest_cosine(sae.W_dec.to(device)).cpu().numpy()
 
 
-def _beside_an_sae(sae, l0: float, training: Rows, device: str, progress: Progress) -> tuple:
+def _beside_an_sae(sae: SAE, l0: float, training: Rows, device: str, progress: Progress) -> tuple:
     """The baselines, the one whose decoder rows are random directions, and the training rows used."""
     from lensae.sae.metrics.baselines import Covariance, random_sae
 
@@ -68,7 +75,7 @@ def _beside_an_sae(sae, l0: float, training: Rows, device: str, progress: Progre
     return systems, drawn, covariance.n
 
 
-def _beside_a_transcoder(sae, l0: float, training: Rows, device: str, progress: Progress) -> tuple:
+def _beside_a_transcoder(sae: SAE, l0: float, training: Rows, device: str, progress: Progress) -> tuple:
     """The baselines, None since no decoder rows are random directions, and the training rows used."""
     from lensae.sae.metrics.baselines import random_transcoder
     from lensae.sae.metrics.linear_maps import JointMoments

@@ -5,8 +5,9 @@ Shapes: G groups of documents that share a prompt, T targets of a document, S th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,14 @@ from lensae.core.memory import keep_freed_memory
 from lensae.stages.evaluate.reconstruction import group_numbers
 from lensae.stages.shared.progress import Progress
 from lensae.store.reader import Selection, SetReader
+
+if TYPE_CHECKING:
+    import torch
+
+    from lensae.model.language_model import Edit, LanguageModel
+    from lensae.model.score import TokenLosses
+
+    Replace = Callable[[torch.Tensor], torch.Tensor]
 
 SPLICE_TOKENS = 32  # that the stream is replaced by itself at
 # Columns of Losses.of.
@@ -54,10 +63,10 @@ def kl_recovered(sums: np.ndarray) -> np.ndarray:
 
 
 def measure(
-    model,
+    model: LanguageModel,
     reader: SetReader,
     chosen: Selection,
-    replacements: dict[str, Callable],
+    replacements: Mapping[str, Replace],
     progress: Progress,
     target_hook: str | None = None,
 ) -> Losses:
@@ -81,7 +90,7 @@ def measure(
     return Losses(sums.counts, sums.ce, sums.kl, len(checked), difference)
 
 
-def _splice_difference(model, ids: list[int], itself) -> float:
+def _splice_difference(model: LanguageModel, ids: list[int], itself: Edit) -> float:
     """The largest change of a log-probability when the stream is replaced by itself."""
     from lensae.model.score import next_token_logprobs
 
@@ -89,30 +98,32 @@ def _splice_difference(model, ids: list[int], itself) -> float:
     return float((clean_TV - same_TV).abs().max())
 
 
-def _edits(hook: str, target_hook: str | None, replacements: dict[str, Callable]) -> tuple:
+def _edits(
+    hook: str, target_hook: str | None, replacements: Mapping[str, Replace]
+) -> tuple[Edit, dict[str, Sequence[Edit]]]:
     """What replaces the stream by itself; and by name what replaces it by zeros and by each of the functions."""
     import torch
 
     from lensae.steering.edits import Replacement, predicted
 
-    place = target_hook or hook
-    edits = {"zero": [Replacement(place, torch.zeros_like)]}
+    replaced = target_hook or hook
+    edits: dict[str, Sequence[Edit]] = {"zero": [Replacement(replaced, torch.zeros_like)]}
     for name, function in replacements.items():
-        edits[name] = predicted(hook, place, function) if target_hook else [Replacement(place, function)]
-    return Replacement(place, lambda x: x), edits
+        edits[name] = predicted(hook, replaced, function) if target_hook else [Replacement(replaced, function)]
+    return Replacement(replaced, lambda x: x), edits
 
 
 class _Sums:
     """Adds up the losses of one document after the other; `special` are the tokens that do not count as targets."""
 
-    def __init__(self, groups: int, names, special: np.ndarray):
+    def __init__(self, groups: int, names: Iterable[str], special: np.ndarray):
         self.special = special
         self.counts = np.zeros(groups)
         self.ce = {name: np.zeros(groups) for name in ("clean", *names)}
         self.kl = {name: np.zeros(groups) for name in names}
 
-    def add(self, group: int, target_T: np.ndarray, losses) -> None:
-        """Take in one document's losses (lensae.model.variants.TokenLosses), which are of the `names` in order."""
+    def add(self, group: int, target_T: np.ndarray, losses: TokenLosses) -> None:
+        """Take in one document's losses, which are of the `names` in order."""
         counted_T = ~np.isin(target_T, self.special)
         self.counts[group] += counted_T.sum()
         for sums, losses_ST in ((self.ce, losses.ce_ST), (self.kl, losses.kl_ST)):

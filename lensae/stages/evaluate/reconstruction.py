@@ -1,13 +1,14 @@
 """The held-out rows of a set through an SAE and through what it is compared with.
 
 Shapes: B rows of a batch, R held-out rows, D d_model, O width of what is predicted (D, but of a transcoder),
-F features, G groups of documents that share a prompt.
+F features, G groups of documents that share a prompt, S sums kept of each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,19 +18,26 @@ from lensae.stages.shared.progress import Progress
 from lensae.store.pairs import Rows
 from lensae.store.reader import group_of
 
+if TYPE_CHECKING:
+    import torch
+
+    from lensae.sae.base import SAE
+    from lensae.sae.metrics.reconstruction import RowMeans
+
 BASELINE_ROWS = 100_000
+SAMPLE_ROWS = 16_384
 BATCH_ROWS, FEATURES_AT_ONCE = 2048, 2**26
 
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """The rows of an evaluation: which group each belongs to (R,), how many groups there are, and the mean (O,) of
-    what is to be predicted."""
+    """The rows of an evaluation: which group each belongs to (R,), how many groups there are, and what the rows that
+    are to be predicted vary around."""
 
     rows: Rows
     group_R: np.ndarray = field(repr=False)
     groups: int
-    mean_O: np.ndarray = field(repr=False)
+    means: RowMeans = field(repr=False)
 
     def batches(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """What is read (B, D), what is to be predicted (B, O), float32, and groups (B,), at most `rows` at a time."""
@@ -57,7 +65,7 @@ class System:
 
 @dataclass(frozen=True)
 class Scored:
-    """What came of one system: figures by name, sums (G, 5) of row_figures, and of an SAE its histograms."""
+    """What came of one system: figures by name, sums (G, 7) of row_figures, and of an SAE its histograms."""
 
     figures: dict
     sums_GS: np.ndarray = field(repr=False)
@@ -74,7 +82,7 @@ def group_numbers(documents: Iterable[StoredDocument]) -> np.ndarray:
 
 
 def hold_out(rows: Rows) -> HeldOutRows:
-    """The groups of the rows, and the mean of what is to be predicted."""
+    """The groups of the rows, and what those that are to be predicted vary around."""
     lengths = []
 
     def documents() -> Iterator[StoredDocument]:
@@ -83,11 +91,26 @@ def hold_out(rows: Rows) -> HeldOutRows:
             yield one
 
     number = group_numbers(documents())
-    total_O = np.zeros(rows.width)
+    return HeldOutRows(rows, np.repeat(number, lengths), int(number.max()) + 1, _means(rows))
+
+
+def _means(rows: Rows) -> RowMeans:
+    """Which rows are massive is decided by a sample of documents."""
+    import torch
+
+    from lensae.sae.metrics.reconstruction import RowMeans, massive_norm
+
+    few = rows.spread(max(1, round(rows.selection.documents * SAMPLE_ROWS / max(rows.selection.rows, 1))))
+    limit = massive_norm(torch.from_numpy(np.concatenate([y_BO for _x_BD, y_BO in few.batches(BATCH_ROWS)])))
+    massive_O, total_O, massive = np.zeros(rows.width), np.zeros(rows.width), 0
     for _x_BD, y_BO in rows.batches(BATCH_ROWS):
         total_O += y_BO.sum(0, dtype=np.float64)
-    mean_O = total_O / max(rows.selection.rows, 1)
-    return HeldOutRows(rows, np.repeat(number, lengths), int(number.max()) + 1, mean_O)
+        massive_B = np.linalg.norm(y_BO, axis=-1) > limit
+        massive_O += y_BO[massive_B].sum(0, dtype=np.float64)
+        massive += int(massive_B.sum())
+    count = rows.selection.rows
+    mean_O, typical_O = total_O / max(count, 1), (total_O - massive_O) / max(count - massive, 1)
+    return RowMeans(mean_D=torch.from_numpy(mean_O), typical_mean_D=torch.from_numpy(typical_O), massive_norm=limit)
 
 
 def score(held: HeldOutRows, system: System, device: str, progress: Progress) -> Scored:
@@ -97,18 +120,18 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     from lensae.model.precision import fast_matmul
     from lensae.sae.metrics import reconstruction as metrics
 
-    total, counts = metrics.Accumulator(held.rows.width, system.d_sae), counted(np.empty(0))
-    sums_GS, mean_O = torch.zeros(held.groups, 5, dtype=torch.float64), torch.from_numpy(held.mean_O)
+    total = metrics.Accumulator(held.rows.width, system.d_sae, held.means.massive_norm)
+    sums_GS, counts = torch.zeros(held.groups, 7, dtype=torch.float64), counted(np.empty(0))
     with torch.inference_mode(), fast_matmul():
-        for x_BD, y_BO, group_B in held.batches(batch_rows(system.d_sae)):
-            y_BO = torch.from_numpy(y_BO)
-            y_hat_BO, features_BF = system.run(torch.from_numpy(x_BD).to(device)) if system.run else (y_BO, None)
-            count_F, active_B, fired = _firing(features_BF, len(x_BD), system.d_sae)
+        for x, y, group_B in held.batches(batch_rows(system.d_sae)):
+            y_BO = torch.from_numpy(y)
+            y_hat_BO, features_BF = system.run(torch.from_numpy(x).to(device)) if system.run else (y_BO, None)
+            count_F, active_B, fired = _firing(features_BF, len(x), system.d_sae)
             counts += counted(fired)
             total.add(y_BO, y_hat_BO, count_F)
-            rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, mean_O)
+            rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, held.means)
             sums_GS.index_add_(0, torch.from_numpy(group_B), rows_BS)
-            progress.advance(len(x_BD))
+            progress.advance(len(x))
     result, sums = total.result(), sums_GS.numpy()
     figures = {name: value for name, value in vars(result).items() if name != "density"}
     figures["explained_variance_per_token"] = float(metrics.explained_variance_per_token(sums.sum(0)))
@@ -116,7 +139,7 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     return Scored(figures, sums, result.density.numpy(), counts, zeros)
 
 
-def _firing(features_BF, rows: int, d_sae: int):
+def _firing(features_BF: torch.Tensor | None, rows: int, d_sae: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """On how many rows each feature fires (F,), how many fire at each row (B,), and with what activations."""
     import torch
 
@@ -150,11 +173,11 @@ def training_rows(rows: Rows, d_sae: int, take: Callable, progress: Progress) ->
     return torch.cat(x), torch.cat(y)
 
 
-def of_sae(name: str, title: str, sae, device: str) -> System:
+def of_sae(name: str, title: str, sae: SAE, device: str) -> System:
     """An SAE as a system."""
     placed = sae.to(device)
 
-    def run(x_BD):
+    def run(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features_BF = placed.encode(x_BD)
         return placed.decode(features_BF), features_BF
 

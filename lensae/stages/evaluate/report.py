@@ -1,4 +1,7 @@
-"""What an evaluation found, and the same as plain values."""
+"""The report of an evaluation, and the same as plain values.
+
+Shapes: F features.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ DENSITY_EDGES = 10.0 ** np.linspace(-7, 0, 85)
 COSINE_EDGES = np.linspace(-1, 1, 101)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LossReport:
     """Losses in nats per token with the stream as it is, replaced by the SAE's reconstruction, and set to zero.
 
@@ -36,10 +39,11 @@ class LossReport:
     kl_recovered: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """The SAE or one of its baselines: figures (see lensae.sae.metrics.reconstruction.Reconstruction), losses, and 95 %
-    intervals of explained_variance, l0, ce_recovered and kl_recovered, None where they say nothing."""
+    intervals of explained_variance_typical, explained_variance, l0, ce_recovered and kl_recovered, None where they say
+    nothing."""
 
     name: str
     title: str
@@ -48,7 +52,7 @@ class Column:
     intervals: dict[str, tuple[float, float] | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
     """Everything `evaluate` measured; `columns` are the SAE, then pca, random and raw (the stream as it is).
 
@@ -56,7 +60,8 @@ class EvaluationReport:
     linear_rank_l0, linear, random and raw.
 
     `prompts` counts what the intervals resample: documents that share a prompt are kept together, as they are when
-    documents are held out. `nearest_cosine` is, for each row of a decoder, its largest cosine with any other.
+    documents are held out. Rows of a norm above `massive_norm` are massive. `nearest_cosine` is, for each row of a
+    decoder, its largest cosine with any other.
     """
 
     set_name: str
@@ -70,6 +75,7 @@ class EvaluationReport:
     splice_tokens: int
     splice_difference: float
     seconds: float
+    massive_norm: float
     density: np.ndarray = field(repr=False)
     activation_counts: np.ndarray = field(repr=False)
     zeros: int
@@ -98,6 +104,7 @@ def summary(report: EvaluationReport) -> dict:
         "heldout_documents": report.documents,
         "heldout_prompts": report.prompts,
         "heldout": report.heldout,
+        "massive_rows": {"count": sae.figures["massive_rows"], "norm_above": report.massive_norm},
         "reconstruction": _finite(sae.figures),
         "loss": _finite(vars(sae.loss)),
         "intervals": _finite(sae.intervals),
@@ -122,7 +129,7 @@ def _finite(values: dict) -> dict:
     return {name: None if _not_a_number(value) else value for name, value in values.items()}
 
 
-def _not_a_number(value) -> bool:
+def _not_a_number(value: object) -> bool:
     numbers = value if isinstance(value, tuple) else (value,)
     return any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
 
@@ -130,14 +137,14 @@ def _not_a_number(value) -> bool:
 def _histograms(report: EvaluationReport) -> dict:
     """Counts between edges: features by density, activations by size, decoder rows by their largest cosine."""
     density_F = report.density.astype(np.float64)
-    found = {
+    histograms = {
         "density": _histogram(np.histogram(density_F[density_F > 0], DENSITY_EDGES)[0], DENSITY_EDGES),
         "activations": _histogram(report.activation_counts, EDGES) | {"zeros": report.zeros},
     }
     for name, cosine_F in report.nearest_cosine.items():
         counts = np.histogram(cosine_F, COSINE_EDGES)[0]
-        found[f"nearest_cosine_{name}"] = _histogram(counts, COSINE_EDGES) | {"median": float(np.median(cosine_F))}
-    return found
+        histograms[f"nearest_cosine_{name}"] = _histogram(counts, COSINE_EDGES) | {"median": float(np.median(cosine_F))}
+    return histograms
 
 
 def _histogram(counts: np.ndarray, edges: np.ndarray) -> dict:

@@ -1,9 +1,15 @@
-"""evaluate: an SAE or a transcoder on held-out documents, reconstruction first, then what it costs the model."""
+"""evaluate: an SAE or a transcoder on held-out documents, reconstruction first, then what it costs the model.
+
+Shapes: F features, G groups of documents that share a prompt, S sums kept of each.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +19,7 @@ from lensae.core.paths import SaeEntry, find_pair
 from lensae.sae.metrics.bootstrap import interval
 from lensae.stages.evaluate import losses
 from lensae.stages.evaluate import reconstruction as rows
-from lensae.stages.evaluate.compare import compare
+from lensae.stages.evaluate.compare import Compared, compare
 from lensae.stages.evaluate.losses import Losses
 from lensae.stages.evaluate.report import SEED, Column, EvaluationReport, LossReport, summary
 from lensae.stages.evaluate.transcoders import check_order, target_of
@@ -22,6 +28,9 @@ from lensae.stages.shared.models import load_model_of
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.pairs import Rows
 from lensae.store.reader import SetReader, Split
+
+if TYPE_CHECKING:
+    import torch
 
 CE_TOKENS = 5000
 
@@ -55,35 +64,45 @@ def evaluate(
     held = rows.hold_out(heldout)
     compared = compare(sae, held, training, model.device, progress)
     chosen = heldout.selection.spread(round(heldout.selection.documents * CE_TOKENS / heldout.selection.rows))
-    replaced = {s.name: (lambda x, run=s.run: run(x)[0]) for s in compared.systems if s.run}
+    replaced = {system.name: partial(_prediction, system.run) for system in compared.systems if system.run}
     hook_out = target.entry.manifest.hook if target else None
     measured = losses.measure(model, reader, chosen, replaced, progress, hook_out)
-    columns = (
-        _column(system, scored, measured) for system, scored in zip(compared.systems, compared.scores, strict=True)
-    )
-    own = compared.scores[0]
     report = EvaluationReport(
-        entry.name,
-        sae_entry.name,
-        sae.d_sae,
-        split.heldout.documents,
-        held.groups,
-        described,
-        compared.baseline_rows,
-        tuple(columns),
-        measured.splice_tokens,
-        measured.splice_difference,
-        time.perf_counter() - started,
-        own.density_F,
-        own.activation_counts,
-        own.zeros,
-        compared.nearest_cosine,
-        sae_entry.path if os.access(sae_entry.path, os.W_OK) else None,
-        target.entry.name if target else "",
+        set_name=entry.name,
+        target_name=target.entry.name if target else "",
+        sae_name=sae_entry.name,
+        d_sae=sae.d_sae,
+        documents=split.heldout.documents,
+        heldout=described,
+        folder=sae_entry.path if os.access(sae_entry.path, os.W_OK) else None,
+        seconds=time.perf_counter() - started,
+        **_figures(held, compared, measured),
     )
     if report.folder:
         write_json(report.folder / "evaluation.json", summary(report))
     return report
+
+
+def _prediction(run: Callable, x: torch.Tensor) -> torch.Tensor:
+    return run(x)[0]
+
+
+def _figures(held: rows.HeldOutRows, compared: Compared, measured: Losses) -> dict:
+    """The fields of the report that are measured."""
+    systems = zip(compared.systems, compared.scores, strict=True)
+    own = compared.scores[0]
+    return {
+        "prompts": held.groups,
+        "massive_norm": held.means.massive_norm,
+        "baseline_rows": compared.baseline_rows,
+        "columns": tuple(_column(system, scored, measured) for system, scored in systems),
+        "splice_tokens": measured.splice_tokens,
+        "splice_difference": measured.splice_difference,
+        "density": own.density_F,
+        "activation_counts": own.activation_counts,
+        "zeros": own.zeros,
+        "nearest_cosine": compared.nearest_cosine,
+    }
 
 
 def _split(reader: SetReader, sae_entry: SaeEntry) -> tuple[Split, str]:
@@ -116,17 +135,32 @@ def _column(system: rows.System, scored: rows.Scored, measured: Losses) -> Colum
     if system.name not in ("sae", "random"):  # all their numbers are always in use
         figures |= {"dead_share": None, "dense_share": None}
     statistics = {
+        "explained_variance_typical": (metrics.explained_variance_typical, sums_GS),
         "explained_variance": (metrics.explained_variance, sums_GS),
         "l0": (metrics.mean_active, sums_GS),
         "ce_recovered": (losses.ce_recovered, loss_GS),
         "kl_recovered": (losses.kl_recovered, loss_GS),
     }
     intervals = {key: interval(sums, function, SEED) for key, (function, sums) in statistics.items()}
-    return Column(system.name, system.title, figures, _loss_report(loss_GS.sum(0)), intervals)
+    return Column(
+        name=system.name,
+        title=system.title,
+        figures=figures,
+        loss=_loss_report(loss_GS.sum(0)),
+        intervals=intervals,
+    )
 
 
 def _loss_report(sums_S: np.ndarray) -> LossReport:
     tokens = int(sums_S[losses.TOKENS])
     _one, clean, zero, kl_zero, ce, kl = (sums_S / max(tokens, 1)).tolist()
-    ce_recovered, kl_recovered = float(losses.ce_recovered(sums_S)), float(losses.kl_recovered(sums_S))
-    return LossReport(tokens, clean, ce, zero, ce_recovered, kl, kl_zero, kl_recovered)
+    return LossReport(
+        tokens=tokens,
+        ce_clean=clean,
+        ce_sae=ce,
+        ce_zero=zero,
+        ce_recovered=float(losses.ce_recovered(sums_S)),
+        kl_sae=kl,
+        kl_zero=kl_zero,
+        kl_recovered=float(losses.kl_recovered(sums_S)),
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lensae.core.errors import UserError
 from lensae.core.paths import SaeEntry, SetEntry, find_set
 from lensae.core.program import command
 from lensae.store.pairs import check_same_tokens
 from lensae.store.reader import SetReader
+
+if TYPE_CHECKING:
+    from lensae.model.language_model import LanguageModel
 
 
 def target_of(reader: SetReader, sae_entry: SaeEntry, cfg: dict) -> SetReader | None:
@@ -18,8 +23,9 @@ def target_of(reader: SetReader, sae_entry: SaeEntry, cfg: dict) -> SetReader | 
     if "d_out" not in cfg:
         return None
     hook, record = cfg.get("metadata", {}).get("hook_name_out"), sae_entry.training
-    trained_here = record and record.target and record.set.name == reader.entry.name
-    trained_on = record.target.name if trained_here else None
+    trained_on = None
+    if record and record.target and record.set.name == reader.entry.name:
+        trained_on = record.target.name
     if not trained_on and not hook:
         raise UserError(
             f"the transcoder '{sae_entry.name}' does not say what it predicts",
@@ -43,7 +49,7 @@ def _named(entry: SetEntry, name: str) -> SetEntry:
     return find_set(str(folder) if (folder / "manifest.json").is_file() else name)
 
 
-def check_order(model, reader: SetReader, target: SetReader) -> None:
+def check_order(model: LanguageModel, reader: SetReader, target: SetReader) -> None:
     """Raise UserError when the model computes what is predicted before what is read: it cannot be replaced then."""
     read, predicted = reader.entry.manifest.hook, target.entry.manifest.hook
     order = model.order([read, predicted])

@@ -19,6 +19,7 @@ RULES = {
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One SAE of a sweep, on the held-out rows; `front` when no other has less L0 and more explained variance.
+    Compared is explained variance without massive rows (lensae.sae.metrics.reconstruction).
 
     `penalty` is the weight of the sparsity penalty where that decides how many features fire, else None;
     `ce_recovered` is that of lensae.stages.evaluate.losses, None where the model could not be run.
@@ -29,6 +30,7 @@ class Point:
     d_sae: int
     recipe: TrainRecipe
     l0: float
+    explained_variance_typical: float
     explained_variance: float
     mse: float
     dead_share: float
@@ -41,9 +43,9 @@ class Point:
 def mark_front(points: list[Point]) -> list[Point]:
     """The points by rising L0, with those marked that no other beats in both figures (the Pareto front)."""
     marked, best = [], -math.inf
-    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance)):
-        marked.append(replace(point, front=point.explained_variance > best))
-        best = max(best, point.explained_variance)
+    for point in sorted(points, key=lambda p: (p.l0, -p.explained_variance_typical)):
+        marked.append(replace(point, front=point.explained_variance_typical > best))
+        best = max(best, point.explained_variance_typical)
     return marked
 
 
@@ -56,9 +58,9 @@ def choose_winner(points: list[Point]) -> tuple[Point | None, str]:
     if max(p.l0 for p in points) <= ALIKE * min(p.l0 for p in points):
         return highest, RULES["alike"]
     x = [math.log(max(point.l0, 1e-9)) for point in front]
-    slope = (highest.explained_variance - front[0].explained_variance) / ((x[-1] - x[0]) or 1.0)
-    lines = [front[0].explained_variance + slope * (at - x[0]) for at in x]
-    above = [point.explained_variance - line for point, line in zip(front, lines, strict=True)]
-    if max(above) <= BEND * (highest.explained_variance - front[0].explained_variance):
+    slope = (highest.explained_variance_typical - front[0].explained_variance_typical) / ((x[-1] - x[0]) or 1.0)
+    lines = [front[0].explained_variance_typical + slope * (at - x[0]) for at in x]
+    above = [point.explained_variance_typical - line for point, line in zip(front, lines, strict=True)]
+    if max(above) <= BEND * (highest.explained_variance_typical - front[0].explained_variance_typical):
         return highest, RULES["straight"]
     return front[above.index(max(above))], RULES["bend"]

@@ -178,6 +178,7 @@ def _point(sae: SaeEntry, ce_recovered: float | None) -> Point:
         d_sae=record.plan["d_sae"],
         recipe=recipe,
         l0=heldout["l0"],
+        explained_variance_typical=heldout["explained_variance_typical"],
         explained_variance=heldout["explained_variance"],
         mse=heldout["mse"],
         dead_share=heldout["dead_share"],
