@@ -59,9 +59,9 @@ def write_sae(folder: Path, sae: SAE) -> None:
 
 def made(count: int) -> list:
     """Documents of which some are there twice and some have no label."""
-    found = documents(count)
-    copies = [replace(found[n], label="") for n in COPIES if n < count]
-    return found + copies
+    originals = documents(count)
+    copies = [replace(originals[n], label="") for n in COPIES if n < count]
+    return originals + copies
 
 
 def make_index(store: Path, count: int, shard_rows: int = 64) -> Path:
@@ -102,14 +102,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def values(files: dict[str, bytes]) -> dict[str, object]:
     """The datasets of the index files, wherever HDF5 put them in the file."""
-    found = {}
+    datasets = {}
     for name, data in files.items():
         if name.endswith(".h5"):
             with h5py.File(io.BytesIO(data), "r") as file:
                 paths: list[str] = []
                 file.visit(paths.append)
-                found |= {(name, path): file[path][...].tolist() for path in paths if hasattr(file[path], "dtype")}
-    return found
+                datasets |= {(name, path): file[path][...].tolist() for path in paths if hasattr(file[path], "dtype")}
+    return datasets
 
 
 class TestQueries:
