@@ -23,11 +23,10 @@ from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.paths import find_pair
 from lensae.core.recipe import TrainRecipe
 from lensae.core.training_record import SetRecord, TrainingRecord
-from lensae.index import manifest as manifests
 from lensae.index import merge as merging
 from lensae.index.file import BINS, EDGES
 from lensae.index.label_scores import area_under_curve
-from lensae.index.manifest import FANOUT, SegmentRange, plan
+from lensae.index.manifest import FANOUT, SaeIdentity, SegmentRange, out_of_date, plan
 from lensae.index.ordering import expand_ranges, falling_key, rank_in_group, stable_order
 from lensae.index.query import Index
 from lensae.index.segment import histogram_bin
@@ -399,6 +398,17 @@ class TestUpToDate:
         assert "other weights" in progress.lines[0]
         assert (opened.index.table()["count"] != before).any() and opened.index.table()["count"].sum() == before.sum()
 
+    def test_another_configuration(self, store):
+        index = make_index(store, 20)
+        cfg = json.loads((index.parent / "cfg.json").read_text())
+        write_json(index.parent / "cfg.json", {**cfg, "k": 3, "metadata": {"command": "another"}})
+        progress = Recorded()
+        opened = lookup.open_lookup(progress=progress)
+        assert "another configuration" in progress.lines[0]
+        assert opened.index.table()["count"].sum() <= 3 * opened.index.rows
+        write_json(index.parent / "cfg.json", {**cfg, "k": 3, "metadata": {"command": "a third"}})
+        assert stage.why_out_of_date(opened.reader, opened.sae) == ""
+
     def test_the_same_weights_written_again(self, store):
         index = make_index(store, 20)
         weights = index.parent / "sae_weights.safetensors"
@@ -475,7 +485,8 @@ class TestUpToDate:
         with pytest.raises(UserError, match="is missing") as error:
             Index(tmp_path / "nowhere")
         assert "lensae index" in error.value.hint
-        assert manifests.out_of_date(tmp_path / "nowhere", ["a"], lambda: "b") == "is missing"
+        sae = SaeIdentity(weights_sha256="b", config={})
+        assert out_of_date(tmp_path / "nowhere", ["a"], sae) == "is missing"
 
 
 class TestParts:
