@@ -27,11 +27,11 @@ from made_up_sets import MadeUp, make
 from rich.console import Console
 from rich.table import Table
 
-from lensae.core.durable import write_json
+from lensae.core.durable import read_json, write_json
 from lensae.core.paths import find_pair, use_store
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT, RESULTS = HERE.parents[1], HERE / "results" / "index.json"
 SIZES = {100_000: 4, 1_000_000: 40, 10_000_000: 400}  # rows -> shards
 FEATURE = 447
 QUERIES = {
@@ -56,15 +56,19 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("lensae")) / "bench-index")
     parser.add_argument("--set", help="measure the making of an index of this set of the store")
     parser.add_argument("--sae", help="and of this SAE")
+    parser.add_argument("--only", choices=("queries", "making"))
     parser.add_argument("--speed-of", nargs=2, metavar=("SET", "SAE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.speed_of:
         print(json.dumps(speed(*options.speed_of)))
         return
-    queries = query_table(options.cache, options.rows, options.repeats)
-    speeds = speed_table(options.cache, options.set, options.sae)
-    facts = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-    write_json(HERE / "results" / "index.json", {"about": facts, "queries": queries, "making": speeds})
+    results = read_json(RESULTS) if options.only and RESULTS.is_file() else {}
+    results["about"] = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    if options.only != "making":
+        results["queries"] = query_table(options.cache, options.rows, options.repeats)
+    if options.only != "queries":
+        results["making"] = speed_table(options.cache, options.set, options.sae)
+    write_json(RESULTS, results)
 
 
 def query_table(cache: Path, sizes: list[int], repeats: int) -> list[dict]:
