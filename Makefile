@@ -8,7 +8,7 @@ ARGS ?=
 PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-train bench-quality clean
+.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-index bench-train bench-quality clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-quality: $(READY)  ## measure how good the SAEs are that these train (expe
 
 bench-store: $(READY)  ## measure chunk sizes and compression on real activations
 	@$(PY) experiments/benchmarks/storage.py $(ARGS)
+
+bench-index: $(READY)  ## measure queries at 1e5, 1e6 and 1e7 rows, and how fast an index is made (11 GB of made-up sets, kept)
+	@$(PY) experiments/benchmarks/index.py $(ARGS)
 
 clean:  ## remove .venv, .peers and caches (never the store)
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache build dist lensae.egg-info
