@@ -64,9 +64,7 @@ def main() -> None:
         "about": facts,
         "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
         "runs": rates,
-        "mean_losses": {
-            name: dict(zip(names_of(variants), mean.tolist(), strict=True)) for name, mean in means.items()
-        },
+        "mean_losses": {name: named(variants, mean) for name, mean in means.items()},
         "largest_relative_difference": float(np.max(np.abs(means["one pass"] / means["plain"] - 1))),
     }
     show(results)
