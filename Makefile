@@ -8,7 +8,7 @@ ARGS ?=
 PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-train bench-quality bench-evaluate clean
+.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-index bench-train bench-quality bench-evaluate clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -19,14 +19,14 @@ demo: $(READY)  ## open a real language model up, end to end (about 5 minutes on
 	@printf '  $(PY) main.py %s\n' 'features list --sort label' 'features show 447' 'features top 447 --k 20' \
 	  'steer --feature 447 --scale 1' 'collect --corpus transport --chat' 'train --width 8' '--help'
 
-test: $(READY) check  ## lint and the whole test suite, at most 6 minutes on 2 cores
+test: $(READY) check  ## lint, types and the whole test suite, at most 6 minutes on 2 cores
 	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 test-quick: $(READY)  ## the quick unit tests, at most 60 seconds on 2 cores
 	@$(PYTEST) tests/unit -m 'not slow' $(ARGS)
 
-check: $(READY)  ## lint only
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+check: $(READY)  ## lint and types
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 
 setup: $(READY)  ## make .venv with the pinned dependencies and the embedded model
 
@@ -73,6 +73,9 @@ bench-evaluate: $(READY)  ## measure the losses of an evaluation in one pass bes
 
 bench-store: $(READY)  ## measure chunk sizes and compression on real activations
 	@$(PY) experiments/benchmarks/storage.py $(ARGS)
+
+bench-index: $(READY)  ## measure queries at 1e5, 1e6 and 1e7 rows, and how fast an index is made (11 GB of made-up sets, kept)
+	@$(PY) experiments/benchmarks/index.py $(ARGS)
 
 clean:  ## remove .venv, .peers and caches (never the store)
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache build dist lensae.egg-info

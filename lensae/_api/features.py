@@ -6,25 +6,33 @@ import os
 from collections.abc import Sequence
 from typing import Literal, overload
 
+from lensae._api.progress import ProgressFunction, as_progress
 from lensae._api.store import Store, as_store
 from lensae.core.paths import use_store
 from lensae.core.records import Example, FeatureStats, LabelScore
 from lensae.stages import features as lookup
 from lensae.stages.features import FeatureReport
+from lensae.stages.shared.progress import Progress
 
 
 class Features:
     """The features of an SAE over its set: by default of the SAE whose training finished last.
 
-    Raises UserError when there is no such SAE, or its index is missing (`lensae.build_index` makes it).
+    Its index is built first when it is missing or out of date, which `progress` shows; one that is up to date is only
+    read. Raises UserError when there is no such SAE.
     """
 
     def __init__(
-        self, store: Store | str | os.PathLike[str], *, set_name: str | None = None, sae_name: str | None = None
+        self,
+        store: Store | str | os.PathLike[str],
+        *,
+        set_name: str | None = None,
+        sae_name: str | None = None,
+        progress: Progress | ProgressFunction | None = None,
     ):
         self.store = as_store(store)
         with use_store(self.store.path):
-            self._lookup = lookup.open_lookup(set_name, sae_name)
+            self._lookup = lookup.open_lookup(set_name, sae_name, as_progress(progress))
 
     def __repr__(self) -> str:
         return f"Features({self.store.path / self.set_name} {self.sae_name}, {len(self)} features)"

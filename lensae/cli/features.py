@@ -28,8 +28,10 @@ def top(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
     stats = opened.index.stats(feature)
     found = lookup.top(opened, feature, k)
     if as_json:
@@ -61,17 +63,20 @@ def list_(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
-    if sort == "label":
-        found, draw = lookup.by_label(opened, k), view.label_list
-    else:
-        found, draw = lookup.ranked(opened, sort, k), view.feature_list
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
+    scores = lookup.by_label(opened, k) if sort == "label" else []
+    stats = lookup.ranked(opened, sort, k) if sort != "label" else []
     if as_json:
-        print_json([asdict(record) for record in found])
+        print_json([asdict(score) for score in scores] + [asdict(one) for one in stats])
         return
     current(opened.entry.name, opened.sae.name)
-    draw(out(), found)
+    if sort == "label":
+        view.label_list(out(), scores)
+    else:
+        view.feature_list(out(), stats)
 
 
 @app.command("show", epilog=examples("features show 447"))
@@ -87,8 +92,10 @@ def show(
     from lensae.stages import features as lookup
     from lensae.views import features as view
     from lensae.views.console import current, out, print_json
+    from lensae.views.progress import Watch
 
-    opened = lookup.open_lookup(set_name, sae)
+    with Watch() as watch:
+        opened = lookup.open_lookup(set_name, sae, watch)
     found = lookup.show(opened, feature, k)
     if as_json:
         print_json(view.report_json(found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,11 @@ def command_line() -> str:
 
 def join(words: Sequence[str]) -> str:
     """The words as one line for the shell of this system, quoted where it needs quotes."""
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    if os.name != "nt":
+        return shlex.join(words)
+    import subprocess  # which takes some milliseconds
+
+    return subprocess.list2cmdline(words)
 
 
 def _program() -> list[str]:

@@ -1,30 +1,25 @@
-"""Checking an index: every chunk of every segment against its checksum."""
+"""Checking an index: every byte of every file against the digests of index.json."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from lensae.core.errors import DamagedError
-from lensae.index.file import open_segment
+from lensae.core.records import Fault
+from lensae.index.manifest import MANIFEST, file_record, read_manifest
 
 
-@dataclass(frozen=True)
-class IndexFault:
-    """Something wrong with a file of the index, by its path below the index's folder."""
-
-    file: str
-    what: str
-
-
-def verify_index(folder: Path) -> list[IndexFault]:
-    """The faults of the index in `folder`: segments that cannot be read or have a chunk with another checksum."""
+def verify_index(folder: Path) -> list[Fault]:
+    """The faults of the index in `folder`: files that are missing or differ from what was written. An index that is
+    unfinished or of another version has none: it is built again before it is used."""
+    try:
+        manifest = read_manifest(folder)
+    except DamagedError as error:
+        return [Fault(MANIFEST, "file", error.what)]
     faults = []
-    for path in sorted(folder.glob("*.h5")):
-        try:
-            with open_segment(path) as segment:
-                for dataset in segment.values():
-                    dataset[...]
-        except (DamagedError, OSError, RuntimeError, KeyError, AttributeError):
-            faults.append(IndexFault(path.name, "cannot be read, or bytes differ from those written"))
+    for record in manifest.files if manifest else ():
+        if not (folder / record.file).is_file():
+            faults.append(Fault(record.file, "file", "missing"))
+        elif file_record(folder, record.file) != record:
+            faults.append(Fault(record.file, "file", "bytes differ from those written"))
     return faults

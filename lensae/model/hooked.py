@@ -53,4 +53,4 @@ class ResidualStream(HookedRootModule):
 
     def forward(self, *args, **kwargs):
         """Run the model as transformers would."""
-        return self.network(*args, **kwargs)
+        return self.__dict__["network"](*args, **kwargs)

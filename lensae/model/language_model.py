@@ -149,7 +149,7 @@ class Taps:
     def __init__(self, model: LanguageModel, capture: Sequence[str] = (), edits: Sequence[Edit] = ()):
         self.model, self.capture, self.edits = model, list(capture), list(edits)
         self.taken: dict[str, list[torch.Tensor]] = {hook: [] for hook in self.capture}
-        self.origin_BT: torch.Tensor | None = None
+        self.origin_BT = torch.empty(0, 0)  # of the pass that comes next: `begin` says
         self.stop = False
         last = last_block([*self.capture, *(edit.hook for edit in self.edits)])
         self.final = f"blocks.{last}.hook_resid_post" if self.capture and last is not None else None

@@ -40,7 +40,7 @@ def course(report: TrainReport) -> Path:
     history = report.fit.history
     tokens = [line.tokens for line in history]
     kept = max((line for line in history if line.best), key=lambda line: line.step)
-    figure, rows = pyplot.subplots(len(PANELS), 1, sharex=True, figsize=(7, 7.5), dpi=140)
+    figure, rows = pyplot.subplots(len(PANELS), 1, sharex=True, figsize=(7, 7.5), dpi=140, layout="constrained")
     for axes, (name, label) in zip(rows, PANELS, strict=True):
         axes.plot(tokens, [getattr(line, name) for line in history], color="#3a6ea5", marker="o", markersize=3)
         axes.plot(kept.tokens, getattr(kept, name), color="#e07a3f", marker="o", markersize=7)
@@ -50,7 +50,7 @@ def course(report: TrainReport) -> Path:
     rows[3].set_ylim(-0.0005, max(0.01, 1.2 * max(line.dead_share for line in history)))
     rows[3].yaxis.set_major_formatter(PercentFormatter(1))
     rows[0].set_title(
-        f"{report.sae.name}: all on held-out rows, except the loss; orange: the weights that were kept", fontsize=10
+        f"{report.sae.name}: explained variance and L0 on held-out rows; orange: the weights kept", fontsize=10
     )
     rows[-1].set_xlabel("training tokens")
     rows[-1].xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -10,6 +11,13 @@ from rich.table import Table
 
 from lensae.core.recipe import MASSIVE
 from lensae.stages.evaluate.report import LEVEL, RESAMPLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lensae.stages.evaluate.report import EvaluationReport
+
 
 # Label, name and form of each figure. Ratios of sums over rows leave out massive rows; where there are some, those that
 # include them follow.
@@ -35,7 +43,7 @@ LOSSES = [
 ]
 
 
-def show(console: Console, report, pictures) -> None:
+def show(console: Console, report: EvaluationReport, pictures: Sequence[Path]) -> None:
     """The SAE beside its baselines, what the numbers are of, then where the pictures are."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="dim", no_wrap=True)
@@ -67,7 +75,7 @@ def _cell(value: float | None, form: str, interval: tuple[float, float] | None =
     return f"{text}\n[not bold dim]{short.format(interval[0])} to {short.format(interval[1])}[/]"
 
 
-def _baselines(report) -> str:
+def _baselines(report: EvaluationReport) -> str:
     if not report.target_name:
         return "PCA with as many components as the SAE's L0, the random SAE at its L0; both fitted to"
     return (
@@ -76,7 +84,7 @@ def _baselines(report) -> str:
     )
 
 
-def _notes(console: Console, report) -> None:
+def _notes(console: Console, report: EvaluationReport) -> None:
     loss, figures = report.loss, report.figures
     lines = [
         f"{report.d_sae:,} features on {figures['rows']:,} tokens of {report.documents:,} documents ({report.heldout})",

@@ -6,7 +6,7 @@ Shapes: F features.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=140)
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=140, layout="constrained")
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -43,7 +43,8 @@ def stacked(title: str, names: list[str], x: str) -> tuple[Figure, list[Axes]]:
     from matplotlib import pyplot
 
     height = 4 if len(names) == 1 else 2.6 * len(names)
-    figure, rows = pyplot.subplots(len(names), 1, sharex=True, figsize=(7, height), dpi=140, squeeze=False)
+    size: dict[str, Any] = {"figsize": (7, height), "dpi": 140, "layout": "constrained"}
+    figure, rows = pyplot.subplots(len(names), 1, sharex=True, squeeze=False, **size)
     for axes, name in zip(rows[:, 0], names, strict=True):
         axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
@@ -57,7 +58,7 @@ def save(figure: Figure, path: Path) -> Path:
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight")
+    figure.savefig(path)
     pyplot.close(figure)
     return path
 
@@ -75,6 +76,7 @@ def density(density_F: np.ndarray, path: Path) -> Path:
         low = np.floor(np.log10(alive.min()))
         axes.hist(alive, bins=np.logspace(low, 0, int(-low * 12) + 1).tolist(), color="#3a6ea5")
         axes.set_xscale("log")
+        axes.minorticks_off()  # each is drawn like a major one, and takes as long
     return save(figure, path)
 
 
@@ -99,6 +101,7 @@ def activations(counts: np.ndarray, zeros: int, path: Path) -> Path:
             linewidth=0.2,
         )
         axes.set_xscale("log")
+        axes.minorticks_off()
     return save(figure, path)
 
 
@@ -145,7 +148,8 @@ def survey(report: SurveyReport) -> Path:
         (f"effective rank\nof {report.d_model:,}", [b.figures.effective_rank for b in report.blocks], "{:,.1f}"),
         ("share of variance in\nprincipal component 1", [b.figures.top1_share for b in report.blocks], "{:.1%}"),
     ]
-    figure, rows = pyplot.subplots(len(panels), 1, sharex=True, figsize=(7, 6.5), dpi=140)
+    size: dict[str, Any] = {"figsize": (7, 6.5), "dpi": 140, "layout": "constrained"}
+    figure, rows = pyplot.subplots(len(panels), 1, sharex=True, **size)
     for axes, (name, values, form) in zip(rows, panels, strict=True):
         axes.axvspan(blocks[middle[0]] - 0.5, blocks[middle[-1]] + 0.5, color="#eef1f5", zorder=0)
         axes.plot(blocks, values, color="#3a6ea5", marker="o", markersize=3.5, linewidth=1.4)

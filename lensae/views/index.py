@@ -16,7 +16,7 @@ def show(console: Console, report: IndexReport, next_step: bool = True) -> None:
     """A line or two, and the next command."""
     console.print(
         f"[bold]{report.alive:,}[/] of {report.features:,} features fire, {report.postings:,} postings over "
-        f"{report.rows:,} tokens in {report.segments} segments ({report.built} built, {report.seconds:.1f} s)"
+        f"{report.rows:,} tokens in {report.segments} segments ({report.encoded:,} encoded, {report.seconds:.1f} s)"
     )
     if next_step:
         console.print(f"[dim]next:[/] {command('features list --sort label')}")

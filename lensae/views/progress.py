@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import time
-
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from lensae.views.console import err
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
 PLAIN_EVERY_S = 10.0
-
-
-class RateColumn(ProgressColumn):
-    """The speed in units per second."""
-
-    def render(self, task: Task) -> Text:
-        """The speed of one task."""
-        speed = task.finished_speed or task.speed
-        unit = task.fields.get("unit", "")
-        return Text(f"{speed:,.3g} {unit}/s" if speed and speed < 10 else f"{speed or 0:,.0f} {unit}/s", style="cyan")
 
 
 class Watch:
@@ -38,7 +20,7 @@ class Watch:
         self.console = err()
         self.live = self.console.is_terminal
         self.bar: Progress | None = None
-        self.task = TaskID(0)
+        self.task: TaskID | None = None
 
     def __enter__(self) -> Watch:
         return self
@@ -57,30 +39,22 @@ class Watch:
         self.what, self.total, self.unit, self.done = what, total, unit, 0
         self.started = self.printed_at = time.monotonic()
         if self.live:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-                RateColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-            )
+            from lensae.views.progress_bar import progress_bar
+
+            self.bar = progress_bar(self.console)
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, unit=unit, note="")
 
     def expect(self, total: int) -> None:
         """Correct the expected total."""
         self.total = total
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             self.bar.update(self.task, total=total)
 
     def advance(self, count: int, note: str = "") -> None:
         """`count` more units are done."""
         self.done += count
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=count, note=note)
         elif not self.live and (time.monotonic() - self.printed_at > PLAIN_EVERY_S or self.done >= self.total):
             self._plain_line(note)

@@ -309,7 +309,7 @@ def test_aux_loss_moves_dead_features_and_only_them(arch):
     trainer.b_enc.data[7] = -2.0 * x_BD.norm(dim=1).max()  # never positive: what revives it is not its encoder
     trainer.b_enc.data[9] = -1.0
     trainer.dead.silent_F[[7, 9]] = 1_000
-    trainer.dead.saw = lambda *_: None  # that batch may wake one of them before the loss
+    trainer.dead.update = lambda *_: None  # that batch may wake one of them before the loss
     trainer(x_BD).losses["aux"].backward()
     moved = trainer.W_dec.grad.to_dense().norm(dim=1) > 0
     assert moved.tolist() == [feature == 9 for feature in range(D_SAE)]

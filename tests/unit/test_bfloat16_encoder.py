@@ -130,7 +130,7 @@ def test_agreement_is_counted(arch):
     share = measure(trainer, half, 0.5).agreement
     fires = []
     for product in (None, BFLOAT16):
-        trainer.product = product
+        trainer.product_dtype = product
         fires.append([trainer(torch.from_numpy(rows) * 0.5).features.dense() > 0 for rows in half])
     both = sum(int((a & b).sum()) for a, b in zip(*fires, strict=True))
     most = sum(max(int(a.sum()), int(b.sum())) for a, b in zip(*fires, strict=True))

@@ -45,7 +45,7 @@ def check(seed: int, sparse, dense, **kwargs) -> None:
         features = choose(x_BD, *parameters[:3])
         x_hat_BD = kernels.decode(features, *parameters[3:])
         # The second term gives the values a gradient of their own, as a penalty does.
-        loss = (x_hat_BD * up_BD).sum() + (features.value * features.each(parameters[2].square() + 1)).sum()
+        loss = (x_hat_BD * up_BD).sum() + (features.value * features.per_pair(parameters[2].square() + 1)).sum()
         gradients = torch.autograd.grad(loss, parameters)
         found.append((features.dense().detach(), x_hat_BD.detach(), features.count_F(), *gradients))
     for ours, theirs in zip(*found, strict=True):
@@ -162,7 +162,7 @@ def test_prefixes_against_slices():
     x_BD, parameters, up_BD = problem(7)
     bounds = [0, 4, 16, D_SAE]
     shift, W_enc, b_enc, W_dec, _b_dec = parameters
-    ours = kernels.decode(kernels.encode_topk(x_BD, shift, W_enc, b_enc, 6).within(bounds), W_dec).view(
+    ours = kernels.decode(kernels.encode_topk(x_BD, shift, W_enc, b_enc, 6).split_at(bounds), W_dec).view(
         3, ROWS, D_MODEL
     )
     dense_BF = reference.topk(reference.pre_activations(x_BD, shift, W_enc, b_enc), 6)
@@ -182,11 +182,12 @@ def test_decoder_alone_has_gradients():
     """A decoder on features that need none, and features on a decoder that needs none."""
     x_BD, (shift, W_enc, b_enc, W_dec, b_dec), up_BD = problem(8)
     features = kernels.encode_topk(x_BD, shift, W_enc, b_enc, 6)
-    fixed = features.of(features.value.detach())
+    fixed = features.with_value(features.value.detach())
     (grad_FD,) = torch.autograd.grad((kernels.decode(fixed, W_dec, b_dec) * up_BD).sum(), W_dec)
     torch.testing.assert_close(grad_FD, fixed.dense().T @ up_BD)
     value_N = fixed.value.clone().requires_grad_()
-    (grad_N,) = torch.autograd.grad((kernels.decode(features.of(value_N), W_dec.detach()) * up_BD).sum(), value_N)
+    x_hat_BD = kernels.decode(features.with_value(value_N), W_dec.detach())
+    (grad_N,) = torch.autograd.grad((x_hat_BD * up_BD).sum(), value_N)
     rows, index = features.pattern.row_N, features.pattern.index_N
     torch.testing.assert_close(grad_N, (up_BD @ W_dec.T)[rows, index])
 

@@ -17,7 +17,7 @@ from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.recipe import TrainRecipe, load_train
 from lensae.sae import functional
 from lensae.sae.architectures._base import DeadFeatures
-from lensae.sae.base import SAE
+from lensae.sae.base import ENCODERS, SAE
 from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.metrics.reconstruction import Accumulator
 from lensae.sae.train.loop import Callbacks, fit
@@ -82,9 +82,9 @@ def test_dead_features_are_counted_in_tokens():
     dead = DeadFeatures(3, window=25)
     fires = torch.tensor([[1.0, 0.0, 0.0]] * 10)
     for _ in range(3):
-        dead.saw((fires > 0).sum(0), 10)
+        dead.update((fires > 0).sum(0), 10)
     assert dead.mask_F.tolist() == [False, True, True]
-    dead.saw(torch.tensor([0, 1, 0]), 1)
+    dead.update(torch.tensor([0, 1, 0]), 1)
     assert dead.silent_F.tolist() == [1, 0, 31]
 
 
@@ -133,7 +133,7 @@ def test_best_weights_are_kept_and_training_stops_early():
     x, *_ = planted(2_000, 3)
     recipe = TrainRecipe(width=1, k=2, epochs=30, batch=128, lr=0.5, patience=2, decay=0, warmup=0)
     result = small_fit(recipe, x)
-    losses = [line.heldout_loss for line in result.history if line.dead_share < 1]
+    losses = [line.heldout_loss for line in result.history if line.l0 > 0]
     assert len(result.history) < 30 and "no better" in result.stopped
     _figures, kept = validate(result.trainer, [x[:200]], *result.scales)
     assert kept == pytest.approx(min(losses), rel=1e-4)
@@ -208,3 +208,31 @@ def test_features_scaled_by_decoder_norms_are_folded(tmp_path):
     torch.testing.assert_close(sae.encode(x), expected)
     torch.testing.assert_close(sae.decode(sae.encode(x)), (expected / norm) @ W_dec + b_dec)
     assert sae.cfg["rescale_acts_by_decoder_norm"] is False
+
+
+def saved_as(architecture: str, d_model: int = 12, d_sae: int = 48) -> SAE:
+    """An SAE of every architecture that files have, with weights and thresholds drawn at random."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    vectors = {name: 0.3 * normal(d_sae) for name in ("b_enc", "b_gate", "b_mag", "r_mag")}
+    vectors |= {"threshold": normal(d_sae).abs(), "b_dec": 0.1 * normal(d_model)}
+    cfg = {"architecture": architecture, "k": 5, "d_in": d_model, "d_sae": d_sae}
+    cfg |= {"apply_b_dec_to_input": False, "d_out": d_model} if "transcoder" in architecture else {}
+    return SAE(cfg, {"W_enc": normal(d_model, d_sae), "W_dec": normal(d_sae, d_model), **vectors})
+
+
+@pytest.mark.parametrize("architecture", sorted(ENCODERS))
+def test_sparse_features_are_the_dense_ones(architecture):
+    sae, x_BD = saved_as(architecture), torch.randn(70, 12, generator=torch.Generator().manual_seed(2))
+    expected_BF = sae.encode(x_BD)
+    row_N, feature_N, value_N = sae.encode_sparse(x_BD)
+    assert (row_N.diff() >= 0).all() and (value_N != 0).all() and 0 < len(value_N) < expected_BF.numel()
+    assert len(set(zip(row_N.tolist(), feature_N.tolist(), strict=True))) == len(value_N)
+    assert len(value_N) == int((expected_BF != 0).sum())
+    torch.testing.assert_close(expected_BF[row_N, feature_N], value_N, rtol=1e-5, atol=1e-6)
+    decoded_BD = sae.decode_sparse(len(x_BD), row_N, feature_N, value_N)
+    torch.testing.assert_close(decoded_BD, sae.decode(expected_BF), rtol=1e-5, atol=1e-5)
+    assert [len(column) for column in sae.encode_sparse(x_BD[:0])] == [0, 0, 0]

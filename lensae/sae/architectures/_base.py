@@ -24,7 +24,7 @@ from lensae.sae.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from lensae.sae.formats import saelens as checkpoint
 from lensae.sae.train.schedule import AUX
 
-# Held-out rows on which a threshold is calibrated, and how many of them first show roughly where it is.
+# Held-out rows, at most, on which a threshold is calibrated, and how many of them first show roughly where it is.
 CALIBRATION_ROWS, LEVEL_ROWS = 2**17, 256
 # Names that SAELens 6 has for transcoders; the others keep their own, which it loads while input and output are of one
 # width.
@@ -35,7 +35,7 @@ START_SHARE, START_L0, START_ROWS = 0.05, 256, 4096
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass of a training batch: `losses` are named parts whose sum is minimised."""
+    """One forward pass of a training batch: `losses` are named terms whose sum is minimised."""
 
     x_hat_BD: torch.Tensor
     features: kernels.Features
@@ -43,8 +43,8 @@ class Step:
 
 
 class BaseTrainer(ShardedModule):
-    """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`,
-    and where it needs them `check` and `extend`.
+    """Weights, start, unit-norm decoder and saving, as all families have them; a family adds `forward`, and where it
+    needs them `check` and `add_parameters`.
 
     Rows reach it normalised. With `d_out` it is a transcoder (Dunefsky et al. 2024): it predicts `target_BD` rows of
     that width, and what is subtracted from its input is the input's own centre, which stays fixed.
@@ -76,38 +76,39 @@ class BaseTrainer(ShardedModule):
         self.check()
         # The share of the training that is done, its length and the weight of AuxK: the loop sets them.
         self.progress, self.steps, self.aux = 1.0, 1000, AUX if recipe.aux is None else recipe.aux
-        # The precision of the product that selects features, where it is not that of the rows: in training alone.
-        self.reduced: torch.dtype | None = (
+        # The precision of the product that selects features, where it is not that of the rows.
+        self.training_dtype: torch.dtype | None = (
             None if recipe.encoder_dtype == "float32" else getattr(torch, recipe.encoder_dtype)
         )
-        self.product: torch.dtype | None = self.reduced
+        self.product_dtype: torch.dtype | None = self.training_dtype
         if group.splits_features and group.size > d_sae:
             raise UserError(f"{group.size} processes cannot divide {d_sae} features", "start fewer, or raise --width")
-        self.W_dec = nn.Parameter(functional.unit_rows(random_rows(d_sae, d_out or d_model, self.own_features)))
-        rows_FD = (
-            self.W_dec.data if d_out is None else functional.unit_rows(random_rows(d_sae, d_model, self.own_features))
-        )
-        self.W_enc_FD = nn.Parameter(rows_FD.clone())
-        self.b_enc = nn.Parameter(torch.zeros(len(rows_FD)))
+        self.W_dec = nn.Parameter(self._random_directions(d_out or d_model))
+        encoder_FD = self.W_dec.data.clone() if d_out is None else self._random_directions(d_model)
+        self.W_enc_FD = nn.Parameter(encoder_FD)
+        self.b_enc = nn.Parameter(torch.zeros(len(encoder_FD)))
         self.b_dec = nn.Parameter(torch.zeros(d_out or d_model))
         self.register_buffer("centre", None if d_out is None else torch.zeros(d_model))
-        self.dead = DeadFeatures(len(rows_FD), dead_window)
-        self.extend()
+        self.dead = DeadFeatures(len(encoder_FD), dead_window)
+        self.add_parameters()
+
+    def _random_directions(self, width: int) -> torch.Tensor:
+        return functional.unit_rows(random_rows(self.d_sae, width, self.own_features))
 
     def check(self) -> None:
         """Raise UserError for a recipe that the family cannot follow."""
 
-    def need(self, active: float, called: str) -> None:
+    def check_count(self, active: float, called: str) -> None:
         """Raise UserError when there are fewer features than these."""
         if active > self.d_sae:
             raise UserError(f"{called} is more than the {self.d_sae} features there are", "raise --width, or lower it")
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """Add the parameters and buffers that only this family has."""
 
     def train(self, mode: bool = True) -> BaseTrainer:
-        """Training or evaluation; the latter selects features in the precision of the rows."""
-        self.product = self.reduced if mode else None
+        """Set training or evaluation; the latter selects features in the precision of the rows."""
+        self.product_dtype = self.training_dtype if mode else None
         return super().train(mode)
 
     @classmethod
@@ -115,7 +116,7 @@ class BaseTrainer(ShardedModule):
         """What decides how many features fire, for names and headings: "k32"."""
         return f"k{recipe.k}"
 
-    def rates(self, encoder_share: float) -> list[dict]:
+    def parameter_groups(self, encoder_share: float) -> list[dict]:
         """The optimizer's groups of parameters, each with its share of the learning rate: the encoder's weights have
         one of their own."""
         rest = [parameter for parameter in self.parameters() if parameter is not self.W_enc_FD]
@@ -148,7 +149,7 @@ class BaseTrainer(ShardedModule):
         never = mean_FD.norm(dim=1, keepdim=True) == 0
         self.W_dec.data = torch.where(never, self.W_dec, functional.unit_rows(mean_FD))
 
-    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+    def reset_features(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """Set what these features have beside their rows of encoder and decoder to where a training begins."""
         self.b_enc.data[feature_R] = 0.0
 
@@ -163,16 +164,18 @@ class BaseTrainer(ShardedModule):
         sample_BD = x_BD[:START_ROWS] - self.shift_D
         weight_FD = self.W_enc_FD.data if feature_R is None else self.W_enc_FD.data[feature_R]
         above = max(1, round(len(sample_BD) * self.start_share))
-        parts = [
+        blocks = [
             (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
             for rows_FD in weight_FD.split(BLOCK)
         ]
-        return torch.cat(parts)
+        return torch.cat(blocks)
 
     @torch.no_grad()
-    def level(self, batches: Callable[[], Iterable[torch.Tensor]], b_F: torch.Tensor, active: float) -> float:
-        """What on average `active` pre-activations of a row exceed, with the biases b_F: over all rows of the batches
-        together, halfway between the last of these and the next."""
+    def common_threshold(
+        self, batches: Callable[[], Iterable[torch.Tensor]], b_F: torch.Tensor, active: float
+    ) -> float:
+        """The threshold that on average `active` pre-activations of a row exceed, with the biases b_F: over all rows of
+        the batches together, halfway between the last of these and the next."""
         shift_D, W_FD, _ = self.encoder()
         more = 2.0
         while True:
@@ -215,20 +218,21 @@ class BaseTrainer(ShardedModule):
         return self.shift_D, self.W_enc_FD, self.b_enc
 
     def unexplained(self, target_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> torch.Tensor:
-        """The part of the loss that is the error (lensae.sae.architectures._losses), massive activations held down."""
+        """The error as a term of the loss (lensae.sae.architectures._losses), massive activations held down."""
         return unexplained(target_BD, x_hat_BD, self.group, self.recipe.norm_limit)
 
     def as_saved(self, features: kernels.Features) -> torch.Tensor:
         """The features' values as those of the saved SAE are, whose decoder has rows of unit norm."""
-        return features.value if self.keeps_unit_rows else features.value * features.each(self.W_dec.norm(dim=1))
+        return features.value if self.keeps_unit_rows else features.value * features.per_pair(self.W_dec.norm(dim=1))
 
-    def parts(self) -> dict[str, torch.Tensor]:
-        """The saved tensors but for the encoder's and decoder's weights and b_dec: biases and thresholds."""
+    def vectors(self) -> dict[str, torch.Tensor]:
+        """The saved vectors that have one number per feature: biases and thresholds."""
         return {"b_enc": self.b_enc}
 
-    def recentred(self, tensors: dict[str, torch.Tensor], shift_F: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The saved vectors for rows whose centre is not subtracted; `shift_F` is the centre through the encoder."""
-        return tensors | {"b_enc": tensors["b_enc"] - shift_F}
+    def fold_centre(self, vectors: dict[str, torch.Tensor], shift_F: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The saved vectors of a transcoder that subtracts no centre from its rows: `shift_F` is what the centre's
+        product with the encoder takes away from every pre-activation."""
+        return vectors | {"b_enc": vectors["b_enc"] - shift_F}
 
     @torch.no_grad()
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more: Any) -> SAE:
@@ -238,16 +242,16 @@ class BaseTrainer(ShardedModule):
         decoder's rows stay what they are. Where features are divided it has those of this process.
         """
         target_scale = target_scale or scale
-        tensors = {name: p.clone() if name in self.unscaled else p / target_scale for name, p in self.parts().items()}
+        vectors = {name: p if name in self.unscaled else p / target_scale for name, p in self.vectors().items()}
         W_enc = self.W_enc_FD.T * (scale / target_scale)
         W_dec = self.W_dec
         if not self.keeps_unit_rows:
             norm_F = self.W_dec.norm(dim=1).clamp(min=1e-12)
-            W_enc, W_dec, tensors["b_enc"] = W_enc * norm_F, W_dec / norm_F[:, None], tensors["b_enc"] * norm_F
+            W_enc, W_dec, vectors["b_enc"] = W_enc * norm_F, W_dec / norm_F[:, None], vectors["b_enc"] * norm_F
         if self.centre is not None:
-            tensors = self.recentred(tensors, (self.centre / scale) @ W_enc)
+            vectors = self.fold_centre(vectors, (self.centre / scale) @ W_enc)
             more = {"apply_b_dec_to_input": False, "d_out": self.d_out} | more
-        tensors |= {"W_enc": W_enc, "W_dec": W_dec, "b_dec": self.b_dec / target_scale}
+        tensors = vectors | {"W_enc": W_enc, "W_dec": W_dec, "b_dec": self.b_dec / target_scale}
         saved_as = self.saved_as if self.centre is None else TRANSCODERS.get(self.saved_as, self.saved_as)
         cfg = checkpoint.config(saved_as, self.d_model, self.d_sae, metadata, **more)
         return SAE(cfg, {name: tensor.detach().clone() for name, tensor in tensors.items()})

@@ -19,8 +19,8 @@ class DeadFeatures(nn.Module):
         self.register_buffer("silent_F", torch.zeros(d_sae, dtype=torch.long))
         self.window = window
 
-    def saw(self, count_F: torch.Tensor, rows: int) -> None:
-        """Take note of one batch: on how many of its rows each feature fired."""
+    def update(self, count_F: torch.Tensor, rows: int) -> None:
+        """Count a batch in: on how many of its rows each feature fired."""
         self.silent_F = torch.where(count_F > 0, 0, self.silent_F + rows)
 
     @property

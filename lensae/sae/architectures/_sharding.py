@@ -1,4 +1,4 @@
-"""The part of a trainer that one process holds, and what it does together with the others.
+"""The features of a trainer that one process has, and what it computes with the other processes.
 
 Shapes: B rows, D d_model, F features of this process; X is any shape.
 """
@@ -15,23 +15,24 @@ from lensae.sae.distributed.process_group import ProcessGroup
 BLOCK = 1024
 
 
-def random_rows(count: int, width: int, own: slice) -> torch.Tensor:
-    """The rows `own` of torch.randn(count, width); the others are drawn too, but not all held at once."""
-    if own == slice(0, count):
+def random_rows(count: int, width: int, own_features: slice) -> torch.Tensor:
+    """The rows `own_features` of torch.randn(count, width); the others are drawn too, but not all kept at once."""
+    if own_features == slice(0, count):
         return torch.randn(count, width)
-    kept = torch.empty(own.stop - own.start, width)
+    kept = torch.empty(own_features.stop - own_features.start, width)
     starts = range(0, max(count - BLOCK, 0) + 1, BLOCK)  # torch draws a short rest differently: the last has it
     for start, stop in zip(starts, [*starts[1:], count], strict=True):
         drawn = torch.randn(stop - start, width)
-        first, last = max(start, own.start), min(stop, own.stop)
+        first, last = max(start, own_features.start), min(stop, own_features.stop)
         if first < last:
-            kept[first - own.start : last - own.start] = drawn[first - start : last - start]
+            kept[first - own_features.start : last - own_features.start] = drawn[first - start : last - start]
     return kept
 
 
 class ShardedModule(nn.Module):
-    """The features of a trainer that one process holds (`own_features`); a single process holds them all."""
+    """The features of a trainer that one process has (`own_features`); a single process has them all."""
 
+    d_sae: int
     W_dec: torch.Tensor
     b_dec: torch.Tensor
     dead: DeadFeatures
@@ -56,11 +57,15 @@ class ShardedModule(nn.Module):
         """Whether there is no feature that is not dead."""
         return self.group.count_features(int((~self.dead.mask_F).sum())) == 0
 
-    def saw(self, features: kernels.Features) -> None:
-        """Take note of which features fired in a batch."""
-        self.dead.saw(self.group.sum_over_rows(features.count_F()), self.group.count_rows(features.shape[0]))
+    def silent_share(self, rows: int) -> float:
+        """The share of features that have not fired on the last `rows` training rows."""
+        return self.group.count_features(int((self.dead.silent_F >= max(rows, 1)).sum())) / self.d_sae
 
-    def per_row(self, value_X: torch.Tensor, rows: int) -> torch.Tensor:
+    def count_firing(self, features: kernels.Features) -> None:
+        """Count a batch in: which features fired."""
+        self.dead.update(self.group.sum_over_rows(features.count_F()), self.group.count_rows(features.shape[0]))
+
+    def mean_per_row(self, value_X: torch.Tensor, rows: int) -> torch.Tensor:
         """The sum of values of features, per row of the whole batch; `rows` are here."""
         return self.group.sum_over_processes(value_X.sum()) / self.group.count_rows(rows)
 

@@ -31,14 +31,14 @@ class L1Trainer(BaseTrainer):
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
         target = self.recipe.target_l0 or 0
-        self.need(target, f"an L0 of {target:g}")
+        self.check_count(target, f"an L0 of {target:g}")
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """The penalty's weight."""
         self.register_buffer("log_l1", torch.tensor(math.log(self.recipe.l1)))
         self.density = 1.0  # of the batch before: how the next one is computed, not what comes out
 
-    def rates(self, encoder_share: float) -> list[dict]:
+    def parameter_groups(self, encoder_share: float) -> list[dict]:
         """One group: with an encoder that learns more slowly relu ends worse."""
         return [{"params": list(self.parameters()), "share": 1.0}]
 
@@ -60,7 +60,7 @@ class L1Trainer(BaseTrainer):
             self.b_enc.data[feature_R] = -self.starting_thresholds(x_BD, feature_R)
 
     def penalty(self, total: torch.Tensor, features: kernels.Features) -> dict[str, torch.Tensor]:
-        """The sparsity part of the loss, from the mean over rows of the features' sum; it takes note of the batch.
+        """The sparsity term of the loss, from the mean over rows of the features' sum; the batch is counted in.
 
         Away from training with a target it is (L0 / target - 1)^2, which the changing weight does not move, so that
         epochs compare.
@@ -74,7 +74,7 @@ class L1Trainer(BaseTrainer):
             return {"l0": total.new_tensor((l0 / target - 1) ** 2)}
         weight = math.exp(float(self.log_l1))
         if self.training:
-            self.dead.saw(count_F, rows)
+            self.dead.update(count_F, rows)
             weight *= min(1.0, self.progress / self.warmup)
             if target and self.progress >= self.warmup:
                 self.log_l1 += self.gain * max(-self.limit, min(self.limit, math.log(max(l0, 1e-3) / target)))
@@ -84,4 +84,4 @@ class L1Trainer(BaseTrainer):
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """With a target L0, move all biases by the same small amount, so that it is met on held-out rows."""
         if self.recipe.target_l0:
-            self.b_enc.sub_(self.level(batches, self.b_enc, self.recipe.target_l0))
+            self.b_enc.sub_(self.common_threshold(batches, self.b_enc, self.recipe.target_l0))

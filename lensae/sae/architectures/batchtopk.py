@@ -1,8 +1,10 @@
-"""BatchTopK: the B k largest pre-activations of a batch are features, however many fall to a row (Bussmann et al. 2024,
-"BatchTopK sparse autoencoders"), with the auxiliary loss of TopK.
+"""BatchTopK: k features fire on a row on average, more on some rows than on others (--k; Bussmann et al. 2024).
 
-Alone, a row has no batch: it is saved as JumpReLU with one threshold, chosen on held-out rows so that k features fire
-on the average row there. Shapes: B rows, D d_model, F features.
+In training the B k largest pre-activations of a batch are its features ("BatchTopK sparse autoencoders"), with the
+auxiliary loss of TopK. A row alone has no batch: it is saved as JumpReLU with one threshold, chosen on held-out rows so
+that k features fire on the average row.
+
+Shapes: B rows, D d_model, F features.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ class Trainer(BaseTrainer):
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
-        self.need(self.k, f"k = {self.k}")
+        self.check_count(self.k, f"k = {self.k}")
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """The threshold, 0 until it is calibrated, and what helps to find the next batch's features."""
         self.register_buffer("threshold", torch.tensor(0.0))
         self.guess: float | None = None  # near the next batch's least feature: for speed alone
@@ -44,7 +46,7 @@ class Trainer(BaseTrainer):
         x_hat_BD, mse = self.reconstruct(features, target_BD)
         losses = {"mse": mse}
         if self.training:
-            self.saw(features)
+            self.count_firing(features)
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
@@ -56,20 +58,20 @@ class Trainer(BaseTrainer):
     def features(self, x_BD: torch.Tensor) -> kernels.Features:
         """The batch's largest in training and before calibration, afterwards those above the threshold."""
         if self.training or not self.threshold:
-            args = (*self.encoder(), self.k, self.guess, self.group, self.product)
+            args = (*self.encoder(), self.k, self.guess, self.group, self.product_dtype)
             features, least = kernels.encode_batch_topk(x_BD, *args)
             self.guess = 0.9 * least
             return features
-        return kernels.encode_above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product)
+        return kernels.encode_above(x_BD, *self.encoder(), float(self.threshold), dtype=self.product_dtype)
 
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Set the threshold so that k features fire on the average held-out row (fewer, if fewer are positive)."""
-        level = self.level(batches, self.b_enc, self.k)
+        level = self.common_threshold(batches, self.b_enc, self.k)
         self.threshold = torch.full_like(self.threshold, max(level, 1e-6))
 
-    def parts(self) -> dict[str, torch.Tensor]:
+    def vectors(self) -> dict[str, torch.Tensor]:
         """The encoder's biases and the one threshold."""
-        return super().parts() | {"threshold": self.threshold.expand_as(self.b_enc)}
+        return super().vectors() | {"threshold": self.threshold.expand_as(self.b_enc)}
 
     def sae(self, scale: float, metadata: dict, target_scale: float | None = None, **more: Any) -> SAE:
         """The trained SAE, for raw activations; raises LensaeError when it was not calibrated."""

@@ -1,5 +1,8 @@
-"""Gated: one half of the encoder decides which features fire, the other how strongly, so that the L1 penalty shrinks
-only the first (Rajamanoharan et al. 2024, "Improving dictionary learning with gated sparse autoencoders").
+"""Gated: gates decide which features fire, and an L1 penalty shrinks the gates alone (--l1, or --target-l0;
+Rajamanoharan et al. 2024).
+
+One half of the encoder decides which features fire, the other how strongly ("Improving dictionary learning with gated
+sparse autoencoders").
 
 Shapes: B rows, D d_model, F features.
 """
@@ -25,9 +28,9 @@ class Trainer(L1Trainer):
     saved_as = "gated"
     unscaled = ("r_mag",)
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """The magnitude's own bias and logarithmic scale."""
-        super().extend()
+        super().add_parameters()
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
         self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 
@@ -37,7 +40,7 @@ class Trainer(L1Trainer):
         super().initialise(x_BD, target_BD)
         self.start_sparse(x_BD)
 
-    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+    def reset_features(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training: each fires on a small share of the rows."""
         self.start_sparse(x_BD, feature_R)
         self.r_mag.data[feature_R] = self.b_mag.data[feature_R] = 0.0
@@ -45,23 +48,24 @@ class Trainer(L1Trainer):
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        gate = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
-        magnitude = (gate.value - gate.each(self.b_enc)) * gate.each(self.r_mag.exp()) + gate.each(self.b_mag)
-        features = gate.of(magnitude.relu() * (gate.value > 0))
+        gate = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product_dtype)
+        b_enc, b_mag, factor = (gate.per_pair(p_F) for p_F in (self.b_enc, self.b_mag, self.r_mag.exp()))
+        magnitude = (gate.value - b_enc) * factor + b_mag
+        features = gate.with_value(magnitude.relu() * (gate.value > 0))
         x_hat_BD = self.decode(features)
         losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
-        opened = gate.of(gate.value.relu())
-        losses |= self.penalty(self.per_row(opened.value, len(x_BD)), features)
+        opened = gate.with_value(gate.value.relu())
+        losses |= self.penalty(self.mean_per_row(opened.value, len(x_BD)), features)
         if self.training:
             alone_BD = self.decode(opened, frozen=True)
             losses["gate"] = self.unexplained(target_BD, alone_BD)
         return Step(x_hat_BD, features, losses)
 
-    def parts(self) -> dict[str, torch.Tensor]:
+    def vectors(self) -> dict[str, torch.Tensor]:
         """The biases of gate and magnitude, and the magnitude's logarithmic scale."""
         return {"b_gate": self.b_enc, "b_mag": self.b_mag, "r_mag": self.r_mag}
 
-    def recentred(self, tensors: dict[str, torch.Tensor], shift_F: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both biases, the magnitude's with its scale."""
-        gate, magnitude = tensors["b_gate"] - shift_F, tensors["b_mag"] - shift_F * tensors["r_mag"].exp()
-        return tensors | {"b_gate": gate, "b_mag": magnitude}
+    def fold_centre(self, vectors: dict[str, torch.Tensor], shift_F: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As in all families; the magnitudes' product is exp(r_mag) times that of the gates."""
+        b_gate, b_mag = vectors["b_gate"] - shift_F, vectors["b_mag"] - shift_F * vectors["r_mag"].exp()
+        return vectors | {"b_gate": b_gate, "b_mag": b_mag}

@@ -1,7 +1,9 @@
-"""JumpReLU: a feature fires above a threshold of its own, which is learned through straight-through estimators
-(Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders"), here
-with a penalty on the distance of L0 from a target. L0 has no gradient; it is estimated from the pairs near their
-thresholds, as there, or as that of a sum of tanh (Anthropic, Circuits Updates, January 2025).
+"""JumpReLU: each feature fires above a learned threshold, and a penalty keeps L0 at a target (--target-l0, or --k;
+Rajamanoharan et al. 2024).
+
+Thresholds learn through straight-through estimators ("Jumping ahead: improving reconstruction fidelity with JumpReLU
+sparse autoencoders"). L0 has no gradient; it is estimated from the pairs near their thresholds, as in that paper, or as
+that of a sum of tanh (Anthropic, Circuits Updates, January 2025).
 
 Shapes: B rows, D d_model, F features; X is N active pairs, or B rows by F features.
 """
@@ -81,9 +83,9 @@ class Trainer(BaseTrainer):
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
-        self.need(self.target, f"an L0 of {self.target:g}")
+        self.check_count(self.target, f"an L0 of {self.target:g}")
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """The logarithmic thresholds."""
         self.log_threshold = nn.Parameter(torch.zeros_like(self.b_enc))
         self.density = 0.0
@@ -104,9 +106,9 @@ class Trainer(BaseTrainer):
         super().initialise(x_BD, target_BD)
         self.log_threshold.data = self.starting_thresholds(x_BD).clamp(min=1e-2).log()
 
-    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+    def reset_features(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training: each fires on a small share of the rows."""
-        super().restart(feature_R, x_BD)
+        super().reset_features(feature_R, x_BD)
         self.log_threshold.data[feature_R] = self.starting_thresholds(x_BD, feature_R).clamp(min=1e-2).log()
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
@@ -114,18 +116,18 @@ class Trainer(BaseTrainer):
         target_BD = x_BD if target_BD is None else target_BD
         threshold_F, width = self.log_threshold.exp(), self.recipe.bandwidth
         floor_F = threshold_F.detach() - (width / 2 if self.training else 0)
-        pre = kernels.encode_above(x_BD, *self.encoder(), floor_F, self.density, self.product)
-        threshold = pre.each(threshold_F)
-        features = pre.of(Jump.apply(pre.value, threshold, width))
+        pre = kernels.encode_above(x_BD, *self.encoder(), floor_F, self.density, self.product_dtype)
+        threshold = pre.per_pair(threshold_F)
+        features = pre.with_value(Jump.apply(pre.value, threshold, width))
         x_hat_BD = self.decode(features)
         tanh = self.training and self.recipe.l0_penalty == "tanh"
         fires_X = Smooth.apply(features.value, width) if tanh else Fires.apply(pre.value, threshold, width)
-        l0 = self.per_row(fires_X, len(x_BD))
+        l0 = self.mean_per_row(fires_X, len(x_BD))
         self.density = float(l0.detach()) / self.d_sae
         weight = self.recipe.l0_weight if self.training else 1.0
         losses = {"mse": self.unexplained(target_BD, x_hat_BD), "l0": weight * (l0 / self.target - 1).square()}
         if self.training:
-            self.saw(features)
+            self.count_firing(features)
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 
@@ -133,9 +135,9 @@ class Trainer(BaseTrainer):
     def calibrate(self, batches: Callable[[], Iterable[torch.Tensor]]) -> None:
         """Move all thresholds by the same small amount, so that the target is met on held-out rows."""
         threshold_F = self.log_threshold.exp()
-        moved_F = threshold_F + self.level(batches, self.b_enc - threshold_F, self.target)
+        moved_F = threshold_F + self.common_threshold(batches, self.b_enc - threshold_F, self.target)
         self.log_threshold.data = moved_F.clamp(min=1e-6).log()
 
-    def parts(self) -> dict[str, torch.Tensor]:
+    def vectors(self) -> dict[str, torch.Tensor]:
         """The encoder's biases and the thresholds."""
-        return super().parts() | {"threshold": self.log_threshold.exp()}
+        return super().vectors() | {"threshold": self.log_threshold.exp()}

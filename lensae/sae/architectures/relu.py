@@ -1,7 +1,8 @@
-"""ReLU with an L1 penalty weighted by the decoder rows' norms, which are free (Anthropic, Circuits Updates, April 2024,
-"Update on how we train SAEs").
+"""ReLU: positive pre-activations are features, under an L1 penalty (--l1, or --target-l0; Anthropic, April 2024).
 
-Saved with the norms folded into encoder and features, in the layout's "standard" architecture.
+The penalty is weighted by the decoder rows' norms, which are free (Circuits Updates, "Update on how we train SAEs"). It
+is saved with the norms folded into encoder and features, in the layout's "standard" architecture.
+
 Shapes: B rows, D d_model, F features.
 """
 
@@ -26,15 +27,15 @@ class Trainer(L1Trainer):
         super().initialise(x_BD, target_BD)
         self.start_sparse(x_BD)
 
-    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+    def reset_features(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training: each fires on a small share of the rows."""
         self.start_sparse(x_BD, feature_R)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        pre = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
-        features = pre.of(pre.value.relu())
+        pre = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product_dtype)
+        features = pre.with_value(pre.value.relu())
         x_hat_BD = self.decode(features)
-        total = self.per_row(self.as_saved(features), len(x_BD))
+        total = self.mean_per_row(self.as_saved(features), len(x_BD))
         return Step(x_hat_BD, features, {"mse": self.unexplained(target_BD, x_hat_BD)} | self.penalty(total, features))

@@ -1,7 +1,9 @@
-"""Tied L1: one matrix for encoder and decoder, unit-norm rows, ReLU, L1 penalty (Cunningham et al. 2023, "Sparse
-autoencoders find highly interpretable features in language models").
+"""Tied L1: ReLU with one matrix for encoder and decoder, under an L1 penalty (--l1, or --target-l0; Cunningham et al.
+2023).
 
-The rows are centred on their geometric median, which stays fixed; saved in the layout's "standard" architecture.
+The paper is "Sparse autoencoders find highly interpretable features in language models". The rows are centred on their
+geometric median, which stays fixed; it is saved in the layout's "standard" architecture.
+
 Shapes: B rows, D d_model, F features.
 """
 
@@ -28,9 +30,9 @@ class Trainer(L1Trainer):
                 "its one matrix is encoder and decoder; choose another --arch",
             )
 
-    def extend(self) -> None:
+    def add_parameters(self) -> None:
         """One matrix for both, and a centre that does not learn."""
-        super().extend()
+        super().add_parameters()
         self.W_enc_FD = self.W_dec  # type: ignore[assignment]  # both are the one parameter
         del self.b_dec
         self.register_buffer("b_dec", torch.zeros(self.d_model))
@@ -50,18 +52,18 @@ class Trainer(L1Trainer):
         if self.recipe.target_l0:
             self.start_sparse(x_BD)
 
-    def restart(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
+    def reset_features(self, feature_R: torch.Tensor, x_BD: torch.Tensor) -> None:
         """As at the start of a training."""
-        super().restart(feature_R, x_BD)
+        super().reset_features(feature_R, x_BD)
         if self.recipe.target_l0:
             self.start_sparse(x_BD, feature_R)
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        pre = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product)
-        features = pre.of(pre.value.relu())
+        pre = kernels.encode_above(x_BD, *self.encoder(), density=self.density, dtype=self.product_dtype)
+        features = pre.with_value(pre.value.relu())
         x_hat_BD = self.decode(features)
-        total = self.per_row(features.value, len(x_BD))
+        total = self.mean_per_row(features.value, len(x_BD))
         losses = {"mse": self.unexplained(target_BD, x_hat_BD)} | self.penalty(total, features)
         return Step(x_hat_BD, features, losses)

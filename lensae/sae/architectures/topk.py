@@ -1,5 +1,6 @@
-"""TopK: exactly the k largest pre-activations are features (Gao et al. 2024, "Scaling and evaluating sparse
-autoencoders"), with their auxiliary loss (AuxK) that keeps silent features in training.
+"""TopK: exactly the k largest pre-activations of a row are features (--k; Gao et al. 2024).
+
+The paper is "Scaling and evaluating sparse autoencoders"; its auxiliary loss (AuxK) keeps silent features in training.
 
 Shapes: B rows, D d_model, F features.
 """
@@ -24,16 +25,16 @@ class Trainer(BaseTrainer):
 
     def check(self) -> None:
         """Raise UserError when there are fewer features than are to be active."""
-        self.need(self.k, f"k = {self.k}")
+        self.check_count(self.k, f"k = {self.k}")
 
     def forward(self, x_BD: torch.Tensor, target_BD: torch.Tensor | None = None) -> Step:
         """Reconstruct a batch, or predict its targets."""
         target_BD = x_BD if target_BD is None else target_BD
-        features = kernels.encode_topk(x_BD, *self.encoder(), self.k, self.group, self.product)
+        features = kernels.encode_topk(x_BD, *self.encoder(), self.k, self.group, self.product_dtype)
         x_hat_BD = self.decode(features)
         losses = {"mse": self.unexplained(target_BD, x_hat_BD)}
         if self.training:
-            self.saw(features)
+            self.count_firing(features)
             losses["aux"] = self.aux * aux_loss(self, x_BD, target_BD, x_hat_BD.detach())
         return Step(x_hat_BD, features, losses)
 

@@ -1,8 +1,9 @@
-"""The processes that train together: what each of them holds, and how they come to common figures.
+"""The processes that train one SAE together: what each of them has, and how they compute figures over all of them.
 
-Rows are divided (each process learns from rows rank::size of a batch) or features are (each holds a range of them, and
+Rows are divided (each process learns from rows rank::size of a batch) or features are (each has a range of them, and
 sees every row). A loss made of `sum_over_processes` has the same value in every process, and its gradient in each is
-that of the process's own part, so that gradients of parameters that all hold are to be summed.
+that of the process's own term, so that gradients of parameters that all processes have are to be summed.
+
 Shapes: B rows of this process, D d_model, N entries; D stands for any width.
 """
 
@@ -23,11 +24,11 @@ END = object()
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; the gradient goes to the own part alone."""
+    """The sum over processes; the gradient goes to the own term alone."""
 
     @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
-        return group.all_reduce(part.detach().clone(memory_format=torch.contiguous_format))
+    def forward(ctx: Any, own: torch.Tensor, group: ProcessGroup) -> torch.Tensor:
+        return group.all_reduce(own.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -36,7 +37,7 @@ class _Sum(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among `size`; a single one has all rows and all features, and nothing to ask for."""
+    """This process among `size`; a single one has all rows and all features."""
 
     rank: int = 0
     size: int = 1
@@ -59,33 +60,33 @@ class ProcessGroup:
 
     @property
     def splits_features(self) -> bool:
-        """Whether each process holds other features."""
+        """Whether each process has other features."""
         return self.size > 1 and self.by_feature
 
     def feature_range(self, d_sae: int) -> slice:
-        """The features that this process holds."""
+        """The features of this process."""
         if not self.splits_features:
             return slice(0, d_sae)
         return slice(d_sae * self.rank // self.size, d_sae * (self.rank + 1) // self.size)
 
     # Figures.
 
-    def sum_over_processes(self, part: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes; the gradient goes to the own part alone."""
+    def sum_over_processes(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes; the gradient goes to the own term alone."""
         if self.is_single:
-            return part
-        return _Sum.apply(part, self) if part.requires_grad else self.all_reduce(part.clone())
+            return own
+        return _Sum.apply(own, self) if own.requires_grad else self.all_reduce(own.clone())
 
-    def sum_over_rows(self, part: torch.Tensor) -> torch.Tensor:
+    def sum_over_rows(self, own: torch.Tensor) -> torch.Tensor:
         """The sum over the processes' rows."""
-        return self.sum_over_processes(part) if self.splits_rows else part
+        return self.sum_over_processes(own) if self.splits_rows else own
 
-    def sum_over_features(self, part: torch.Tensor) -> torch.Tensor:
+    def sum_over_features(self, own: torch.Tensor) -> torch.Tensor:
         """The sum over the processes' features."""
-        return self.sum_over_processes(part) if self.splits_features else part
+        return self.sum_over_processes(own) if self.splits_features else own
 
     def counted_once(self, shared: torch.Tensor) -> torch.Tensor:
-        """A parameter that all processes hold, where all compute the same with it: one of them has its gradient."""
+        """A parameter that all processes have and compute the same with: only one of them has its gradient."""
         return shared.detach() if self.splits_features and not self.is_first else shared
 
     def count_rows(self, count: int) -> int:
@@ -100,8 +101,8 @@ class ProcessGroup:
         """The mean over the rows of all processes."""
         if not self.splits_rows:
             return value_BD.mean(0)
-        found = self.sum_over_processes(torch.cat([value_BD.sum(0).view(-1), value_BD.new_tensor([len(value_BD)])]))
-        return (found[:-1] / found[-1]).view(value_BD.shape[1:])
+        sums = self.sum_over_processes(torch.cat([value_BD.sum(0).view(-1), value_BD.new_tensor([len(value_BD)])]))
+        return (sums[:-1] / sums[-1]).view(value_BD.shape[1:])
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Of each flag, whether it is set in some process."""
@@ -110,7 +111,7 @@ class ProcessGroup:
         return tuple((self.all_reduce(torch.tensor(flags, dtype=torch.int64)) > 0).tolist())
 
     def barrier(self) -> None:
-        """Go on when every process has come this far."""
+        """Wait until every process has come this far."""
         self.any(False)
 
     # Rows.
@@ -123,15 +124,15 @@ class ProcessGroup:
         """How many of the first rows of a batch are this process's."""
         return len(range(self.rank, first, self.size)) if self.splits_rows else first
 
-    def gather_rows(self, part_BD: torch.Tensor) -> torch.Tensor:
-        """The batch that the processes' rows are of."""
+    def gather_rows(self, own_BD: torch.Tensor) -> torch.Tensor:
+        """The batch that the rows of all processes belong to."""
         if not self.splits_rows:
-            return part_BD
-        parts = self.all_gather(part_BD)
-        found_BD = part_BD.new_empty(sum(map(len, parts)), *part_BD.shape[1:])
-        for rank, rows_BD in enumerate(parts):
-            found_BD[rank :: self.size] = rows_BD
-        return found_BD
+            return own_BD
+        gathered = self.all_gather(own_BD)
+        whole_BD = own_BD.new_empty(sum(map(len, gathered)), *own_BD.shape[1:])
+        for rank, rows_BD in enumerate(gathered):
+            whole_BD[rank :: self.size] = rows_BD
+        return whole_BD
 
     # Exchange. What a process does here, all do, in the same order.
 
@@ -140,15 +141,15 @@ class ProcessGroup:
         self._call(distributed.all_reduce, tensor)
         return tensor
 
-    def all_gather(self, part_ND: torch.Tensor) -> list[torch.Tensor]:
+    def all_gather(self, own_ND: torch.Tensor) -> list[torch.Tensor]:
         """What every process has, the first dimension of which may differ."""
         if self.is_single:
-            return [part_ND]
+            return [own_ND]
         gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._call(distributed.all_gather, gathered, torch.tensor([len(part_ND)]))
+        self._call(distributed.all_gather, gathered, torch.tensor([len(own_ND)]))
         counts = [int(count) for count in gathered]
-        padded_ND = part_ND.new_zeros(max(counts), *part_ND.shape[1:])
-        padded_ND[: len(part_ND)] = part_ND
+        padded_ND = own_ND.new_zeros(max(counts), *own_ND.shape[1:])
+        padded_ND[: len(own_ND)] = own_ND
         parts = [torch.empty_like(padded_ND) for _ in counts]
         if max(counts):
             self._call(distributed.all_gather, parts, padded_ND)
@@ -203,7 +204,7 @@ class ProcessGroup:
 
     def _all_texts(self, text: str) -> list[str]:
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        return [bytes(part.tolist()).decode() for part in self.all_gather(data)]
+        return [bytes(characters.tolist()).decode() for characters in self.all_gather(data)]
 
     def _call(self, collective: Callable[..., object], *arguments: object) -> None:
         try:
@@ -226,7 +227,7 @@ def _described(error: Exception | None) -> str:
 
 
 def _kind(name: str) -> type[LensaeError]:
-    """The error of that name; a LensaeError for what is none of ours."""
+    """The error of that name; LensaeError for any other kind."""
     kinds = [LensaeError]
     for kind in kinds:
         kinds += kind.__subclasses__()

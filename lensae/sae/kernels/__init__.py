@@ -3,7 +3,7 @@
     Active, Dense          features of a batch, as an inverted pair (feature, value) per row, or as a matrix
     decode                 f W_dec + b_dec, its gradients only where features are active
     encode_topk, encode_batch_topk, encode_above
-                           which pre-activations become features, found while a block of them is in the cache
+                           which pre-activations become features, selected while a block of them is in the cache
     choose_backend, use_backend
                            whether Triton's or PyTorch's operations do it: on CUDA devices the faster of the two
     reference              the same in plain dense formulas: what all of these are tested against

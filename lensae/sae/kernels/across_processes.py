@@ -31,18 +31,18 @@ def kth_largest(value_BK: torch.Tensor, k: int, group: ProcessGroup) -> torch.Te
     return every_BA.topk(min(k, every_BA.shape[1]), dim=1).values.amin(1, keepdim=True)
 
 
-def merge_topk(found: Active, k: int, group: ProcessGroup) -> Active:
-    """The k largest of each row over the features of all processes; `found` has the same number in every row here."""
-    rows = found.pattern.rows
-    value_BK, index_BK = found.value.view(rows, -1), found.pattern.index_N.view(rows, -1)
+def merge_topk(pairs: Active, k: int, group: ProcessGroup) -> Active:
+    """The k largest of each row over the features of all processes; `pairs` has the same number in every row here."""
+    rows = pairs.pattern.rows
+    value_BK, index_BK = pairs.value.view(rows, -1), pairs.pattern.index_N.view(rows, -1)
     columns = _columns(value_BK, group)
-    start = sum(part.shape[1] for part in columns[: group.rank])
+    start = sum(rows.shape[1] for rows in columns[: group.rank])
     every_BA = torch.cat(columns, dim=1)
     keep_BA = torch.zeros_like(every_BA, dtype=torch.bool)
     keep_BA.scatter_(1, every_BA.topk(min(k, every_BA.shape[1]), dim=1).indices, True)
     keep_BK = keep_BA[:, start : start + value_BK.shape[1]]
     indptr_B1 = torch.nn.functional.pad(keep_BK.sum(1).cumsum(0), (1, 0))
-    return Active(Pattern(indptr_B1, index_BK[keep_BK], found.pattern.d_sae), value_BK[keep_BK])
+    return Active(Pattern(indptr_B1, index_BK[keep_BK], pairs.pattern.d_sae), value_BK[keep_BK])
 
 
 def merge_batch_topk(
@@ -53,16 +53,16 @@ def merge_batch_topk(
     `collect(floor)` gives the pairs above a floor; `floor`, the same everywhere, is the first that is tried.
     """
     while True:
-        found = collect(floor)
-        count = int(group.sum_over_processes(torch.tensor(len(found.value))))
+        pairs = collect(floor)
+        count = int(group.sum_over_processes(torch.tensor(len(pairs.value))))
         if count >= wanted or floor <= 0:
             break
         floor = lower(floor)
-    kept = largest(found.value, wanted, group)
+    kept = largest(pairs.value, wanted, group)
     least = float(kept[-1]) if len(kept) else 0.0
     if count <= wanted:
-        return found, least
-    return _pick(found, least, wanted - int((kept > least).sum()), group), least
+        return pairs, least
+    return _pick(pairs, least, wanted - int((kept > least).sum()), group), least
 
 
 def lower(floor: float) -> float:
@@ -70,21 +70,21 @@ def lower(floor: float) -> float:
     return floor / 2 if floor > 1e-4 else 0.0
 
 
-def _pick(found: Active, limit: float, ties: int, group: ProcessGroup) -> Active:
+def _pick(pairs: Active, limit: float, ties: int, group: ProcessGroup) -> Active:
     """What is above the limit, and of what equals it the first `ties` in the order of the whole batch."""
-    pattern = found.pattern
-    keep_N = found.value > limit
-    equal_N = (found.value == limit).nonzero().view(-1)
+    pattern = pairs.pattern
+    keep_N = pairs.value > limit
+    equal_N = (pairs.value == limit).nonzero().view(-1)
     # rows of a batch are dealt out in turn, ranges of features follow one another: either way this is the order
-    place_N = pattern.row_N[equal_N] * group.size + group.rank
-    first = torch.cat(group.all_gather(place_N)).sort().values[:ties]
+    batch_row_N = pattern.row_N[equal_N] * group.size + group.rank
+    first = torch.cat(group.all_gather(batch_row_N)).sort().values[:ties]
     keep_N[equal_N[: int((first % group.size == group.rank).sum())]] = True
     at = keep_N.nonzero().view(-1)
     count_B = torch.bincount(pattern.row_N[at], minlength=pattern.rows)
     kept = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
-    return Active(kept, found.value[at])
+    return Active(kept, pairs.value[at])
 
 
 def _columns(value_BK: torch.Tensor, group: ProcessGroup) -> list[torch.Tensor]:
     """The columns that every process has of the same rows."""
-    return [part.T for part in group.all_gather(value_BK.T.contiguous())]
+    return [rows.T for rows in group.all_gather(value_BK.T.contiguous())]

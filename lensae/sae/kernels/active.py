@@ -42,7 +42,7 @@ class Pattern:
 
     @cached_property
     def columns(self) -> Columns:
-        """The same pairs by feature (found once, used by the gradients of encoder and decoder)."""
+        """The same pairs by feature (computed once, used by the gradients of encoder and decoder)."""
         order_N = self.index_N.to(torch.int32).sort(stable=True).indices
         count_F = torch.bincount(self.index_N, minlength=self.d_sae)
         return Columns(torch.nn.functional.pad(count_F.cumsum(0), (1, 0)), self.row_N[order_N], order_N)
@@ -84,11 +84,11 @@ class Active:
         """(B, F)."""
         return self.pattern.rows, self.pattern.d_sae
 
-    def of(self, value_N: torch.Tensor) -> Active:
-        """Other values in the same places."""
+    def with_value(self, value_N: torch.Tensor) -> Active:
+        """The same pairs with other values."""
         return Active(self.pattern, value_N)
 
-    def each(self, p_F: torch.Tensor) -> torch.Tensor:
+    def per_pair(self, p_F: torch.Tensor) -> torch.Tensor:
         """A parameter of the features, spread so that it meets `value` (N,)."""
         return _PerPair.apply(p_F, self.pattern)
 
@@ -105,7 +105,7 @@ class Active:
         """The pairs above zero (N,) int64, each as row * F + feature."""
         return (self.pattern.row_N * self.pattern.d_sae + self.pattern.index_N)[self.value.detach() > 0]
 
-    def within(self, bounds: list[int]) -> Active:
+    def split_at(self, bounds: list[int]) -> Active:
         """The pairs regrouped by the range of features they fall in: row g * B + b holds row b's features of
         [bounds[g], bounds[g + 1])."""
         pattern, groups = self.pattern, len(bounds) - 1
@@ -129,11 +129,11 @@ class Dense:
         rows, features = self.value.shape
         return rows, features
 
-    def of(self, value_BF: torch.Tensor) -> Dense:
+    def with_value(self, value_BF: torch.Tensor) -> Dense:
         """Other values."""
         return Dense(value_BF)
 
-    def each(self, p_F: torch.Tensor) -> torch.Tensor:
+    def per_pair(self, p_F: torch.Tensor) -> torch.Tensor:
         """A parameter of the features, as it is: it meets `value` by broadcasting."""
         return p_F
 

@@ -69,11 +69,11 @@ def compare(arguments: dict[str, tuple], synchronize: Callable[[], None] = lambd
     return Backend(frozenset(faster), seconds, refused)
 
 
-def _differs(kernel: str, given: tuple, expected, found) -> dict[str, str]:
+def _differs(kernel: str, given: tuple, expected, actual) -> dict[str, str]:
     if kernel == "topk_per_row":  # which of equal entries are taken may differ
-        both = ((value_BK, given[0].gather(1, index_BK)) for value_BK, index_BK in (expected, found))
-        expected, found = (torch.stack(pair).sort(dim=2).values for pair in both)
-    error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
+        both = ((value_BK, given[0].gather(1, index_BK)) for value_BK, index_BK in (expected, actual))
+        expected, actual = (torch.stack(pair).sort(dim=2).values for pair in both)
+    error = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30))
     return {} if error <= TOLERANCE else {kernel: f"it differs by {error:.1e}"}
 
 

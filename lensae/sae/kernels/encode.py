@@ -84,8 +84,8 @@ def _blocks(rows_BD, W_FD, b_F, dtype: torch.dtype | None = None) -> Iterator[to
     size = DEVICE_ROWS if rows_BD.is_cuda else max(LEAST_ROWS, BLOCK // len(W_FD))
     low = dtype or rows_BD.dtype
     multiply = repeated_product(W_FD.to(low), b_F.to(low), size)  # adds b before it rounds: the sum may be nearly zero
-    for part_BD in rows_BD.split(size):
-        yield multiply(part_BD.to(low)).to(rows_BD.dtype)
+    for block_BD in rows_BD.split(size):
+        yield multiply(block_BD.to(low)).to(rows_BD.dtype)
 
 
 @torch.no_grad()
@@ -94,8 +94,8 @@ def _collect(rows_BD, W_FD, b_F, choose: Callable, dtype: torch.dtype | None = N
     if not len(rows_BD):
         none = Pattern(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), len(W_FD))
         return Active(none, rows_BD.new_zeros(0))
-    found = map(choose, _blocks(rows_BD, W_FD, b_F, dtype))
-    counts, indices, values = zip(*found, strict=True)
+    chosen = map(choose, _blocks(rows_BD, W_FD, b_F, dtype))
+    counts, indices, values = zip(*chosen, strict=True)
     indptr_B1 = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
     pattern = Pattern(indptr_B1, torch.cat(indices), len(W_FD))
     if dtype is None:
@@ -120,11 +120,11 @@ def encode_topk(
 
     rows_BD = (x_BD - shift_D).detach()
     best = _collect(rows_BD, W_FD, b_F, choose, dtype)
-    best = best if dtype is None else select.best(best, k)
+    best = best if dtype is None else select.topk_of_pairs(best, k)
     if group.splits_features:
         best = across_processes.merge_topk(best, k, group)
-    found = encoded(rows_BD, shift_D, W_FD, b_F, best)
-    return found.of(found.value.relu())
+    pairs = encoded(rows_BD, shift_D, W_FD, b_F, best)
+    return pairs.with_value(pairs.value.relu())
 
 
 def encode_above(
@@ -153,9 +153,9 @@ def _above(rows_BD, W_FD, b_F, floor: float | torch.Tensor, dtype: torch.dtype |
         return _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, floor))
     size = floor.abs() if isinstance(floor, torch.Tensor) else abs(floor)
     low = floor - SLACK * (1 + size)
-    found = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
-    floor_N = floor[found.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
-    return select.kept(found, found.value > floor_N)
+    pairs = _collect(rows_BD, W_FD, b_F, lambda pre_BF: select.above(pre_BF, low), dtype)
+    floor_N = floor[pairs.pattern.index_N] if isinstance(floor, torch.Tensor) else floor
+    return select.masked(pairs, pairs.value > floor_N)
 
 
 def encode_batch_topk(
@@ -180,13 +180,13 @@ def encode_batch_topk(
         return _above(rows_BD, W_FD, b_F, low, dtype)
 
     if group.is_single:
-        while len((found := collect(floor)).value) < wanted and floor > 0:
+        while len((pairs := collect(floor)).value) < wanted and floor > 0:
             floor = across_processes.lower(floor)
-        found = select.largest(found, wanted)
-        least = float(found.value.min()) if len(found.value) else 0.0
+        pairs = select.largest(pairs, wanted)
+        least = float(pairs.value.min()) if len(pairs.value) else 0.0
     else:
-        found, least = across_processes.merge_batch_topk(collect, floor, wanted, group)
-    return encoded(rows_BD, shift_D, W_FD, b_F, found), least
+        pairs, least = across_processes.merge_batch_topk(collect, floor, wanted, group)
+    return encoded(rows_BD, shift_D, W_FD, b_F, pairs), least
 
 
 @torch.no_grad()

@@ -48,10 +48,8 @@ def products_at(pattern: Pattern, rows_BD: torch.Tensor, W_FD: torch.Tensor) -> 
 def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tensor, W_FD: torch.Tensor):
     """The products row . W of the pairs (N,), index_N[indptr_B1[b] : indptr_B1[b + 1]] being those of row b."""
     zeros_N = rows_BD.new_zeros(len(index_N))
-    places = torch.sparse_csr_tensor(
-        indptr_B1, index_N, zeros_N, size=(len(rows_BD), len(W_FD)), check_invariants=False
-    )
-    return torch.sparse.sampled_addmm(places, rows_BD.contiguous(), W_FD.T, beta=0.0).values()
+    zeros = torch.sparse_csr_tensor(indptr_B1, index_N, zeros_N, size=(len(rows_BD), len(W_FD)), check_invariants=False)
+    return torch.sparse.sampled_addmm(zeros, rows_BD.contiguous(), W_FD.T, beta=0.0).values()
 
 
 class _Decode(torch.autograd.Function):
@@ -79,7 +77,7 @@ def decode(features: Features, W_FD: torch.Tensor, b_D: torch.Tensor | None = No
 
 
 class _Encoded(torch.autograd.Function):
-    """Pre-activations that were found already, as the function of the parameters that they are."""
+    """Pre-activations that are known already, as a function of the parameters."""
 
     @staticmethod
     def forward(ctx, rows_BD, shift_D, W_FD, b_F, value_N, pattern: Pattern):
@@ -96,7 +94,7 @@ class _Encoded(torch.autograd.Function):
 
 
 def encoded(
-    rows_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, found: Active
+    rows_BD: torch.Tensor, shift_D: torch.Tensor, W_FD: torch.Tensor, b_F: torch.Tensor, pairs: Active
 ) -> Active:
-    """The pairs of `found` with gradients: value = rows . W + b, the rows being x - shift. None goes to x."""
-    return found.of(_Encoded.apply(rows_BD, shift_D, W_FD, b_F, found.value, found.pattern))
+    """The pairs of `pairs` with gradients: value = rows . W + b, the rows being x - shift. None goes to x."""
+    return pairs.with_value(_Encoded.apply(rows_BD, shift_D, W_FD, b_F, pairs.value, pairs.pattern))

@@ -1,4 +1,4 @@
-"""What the kernels compute, in plain dense formulas with autograd's own gradients.
+"""What the kernels compute, in plain dense formulas with autograd's own gradients; `topk` is that of the saved SAE.
 
 Shapes: B rows, D d_model, F features.
 """
@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import torch
 
+from lensae.sae.functional import topk
+
+__all__ = ["above", "batch_topk", "decode", "pre_activations", "topk"]
+
 
 def pre_activations(x_BD, shift_D, W_FD, b_F) -> torch.Tensor:
     """(x - shift) W^T + b (B, F)."""
     return (x_BD - shift_D) @ W_FD.T + b_F
-
-
-def topk(pre_BF: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row, of those the positive ones, all else zero (Gao et al. 2024)."""
-    value_BK, index_BK = pre_BF.topk(min(k, pre_BF.shape[1]), dim=1)
-    return torch.zeros_like(pre_BF).scatter(1, index_BK, value_BK.relu())
 
 
 def batch_topk(pre_BF: torch.Tensor, k: int) -> torch.Tensor:

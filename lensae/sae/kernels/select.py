@@ -55,10 +55,10 @@ def _topk_above(entry_BM: torch.Tensor, floor_B1: torch.Tensor, k: int) -> tuple
     slot_N = torch.arange(len(at_N), device=at_N.device) + (row_N * most - (count_B.cumsum(0) - count_B)[row_N])
     value_BC = entry_BM.new_full((rows * most,), -math.inf)
     value_BC[slot_N] = entry_BM.view(-1)[at_N]
-    place_BC = at_N.new_zeros(rows * most)
-    place_BC[slot_N] = at_N - row_N * width
+    index_BC = at_N.new_zeros(rows * most)
+    index_BC[slot_N] = at_N - row_N * width
     value_BK, slot_BK = value_BC.view(rows, most).topk(k, dim=1, sorted=False)
-    return value_BK, place_BC.view(rows, most).gather(1, slot_BK)
+    return value_BK, index_BC.view(rows, most).gather(1, slot_BK)
 
 
 def _divided(at_N: torch.Tensor, width: int) -> torch.Tensor:
@@ -74,32 +74,32 @@ def above(pre_BF: torch.Tensor, floor: float | torch.Tensor) -> tuple[torch.Tens
     return torch.bincount(row_N, minlength=rows), at_N - row_N * d_sae, pre_BF.view(-1)[at_N]
 
 
-def largest(found: Active, wanted: int) -> Active:
+def largest(pairs: Active, wanted: int) -> Active:
     """The `wanted` largest values of all (of equal ones at the limit the first are kept)."""
-    spare = len(found.value) - wanted
+    spare = len(pairs.value) - wanted
     if spare <= 0:
-        return found
-    limit = found.value.kthvalue(spare).values
-    keep_N = found.value > limit
+        return pairs
+    limit = pairs.value.kthvalue(spare).values
+    keep_N = pairs.value > limit
     missing = wanted - int(keep_N.sum())
     if missing:
-        keep_N[(found.value == limit).nonzero().view(-1)[:missing]] = True
-    return kept(found, keep_N)
+        keep_N[(pairs.value == limit).nonzero().view(-1)[:missing]] = True
+    return masked(pairs, keep_N)
 
 
-def kept(found: Active, keep_N: torch.Tensor) -> Active:
+def masked(pairs: Active, keep_N: torch.Tensor) -> Active:
     """The pairs that are marked."""
-    pattern, at = found.pattern, keep_N.nonzero().view(-1)
+    pattern, at = pairs.pattern, keep_N.nonzero().view(-1)
     count_B = torch.bincount(pattern.row_N[at], minlength=pattern.rows)
     fewer = Pattern(torch.nn.functional.pad(count_B.cumsum(0), (1, 0)), pattern.index_N[at], pattern.d_sae)
-    return Active(fewer, found.value[at])
+    return Active(fewer, pairs.value[at])
 
 
-def best(found: Active, k: int) -> Active:
+def topk_of_pairs(pairs: Active, k: int) -> Active:
     """The k largest values of each row, where all rows have equally many."""
-    rows = found.pattern.rows
-    each = len(found.value) // max(rows, 1)
-    value_BK, at_BK = found.value.view(rows, each).topk(min(k, each), dim=1, sorted=False)
-    index_BK = found.pattern.index_N.view(rows, each).gather(1, at_BK)
+    rows = pairs.pattern.rows
+    each = len(pairs.value) // max(rows, 1)
+    value_BK, at_BK = pairs.value.view(rows, each).topk(min(k, each), dim=1, sorted=False)
+    index_BK = pairs.pattern.index_N.view(rows, each).gather(1, at_BK)
     indptr_B1 = torch.arange(rows + 1, device=at_BK.device) * value_BK.shape[1]
-    return Active(Pattern(indptr_B1, index_BK.view(-1), found.pattern.d_sae), value_BK.view(-1))
+    return Active(Pattern(indptr_B1, index_BK.view(-1), pairs.pattern.d_sae), value_BK.view(-1))

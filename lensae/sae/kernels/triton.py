@@ -95,7 +95,7 @@ def topk_per_row(pre_BF: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     """
     rows, d_sae = pre_BF.shape
     if pre_BF.dtype == torch.float64:
-        raise ValueError("the largest of float64 rows are not looked for here")
+        raise ValueError("the largest of float64 rows are not selected here")
     if d_sae > LARGEST_ROW:
         raise ValueError(f"{d_sae} features of a row are more than {LARGEST_ROW}")
     k = min(k, d_sae)

@@ -24,12 +24,12 @@ def interval(
     groups = len(sums_GS)
     if groups < 2:
         return None
-    random, found = np.random.default_rng(seed), []
+    random, values = np.random.default_rng(seed), []
     at_once = max(1, DRAWS_AT_ONCE // groups)
     for first in range(0, resamples, at_once):
         n = min(at_once, resamples - first)
         drawn = random.integers(0, groups, (n, groups)) + groups * np.arange(n)[:, None]
         times = np.bincount(drawn.ravel(), minlength=n * groups).reshape(n, groups)
-        found.append(statistic(times @ sums_GS))
-    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        values.append(statistic(times @ sums_GS))
+    low, high = np.quantile(np.concatenate(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

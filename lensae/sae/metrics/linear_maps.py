@@ -72,5 +72,5 @@ class JointMoments:
         _size, directions_OO = torch.linalg.eigh(predicted_OO)
         out_OK = directions_OO.flip(1)[:, : rank if rank is not None else None]
         into_DK = vectors_DV @ (along_VO @ out_OK)
-        parts = (self.mean_D, self.mean_O, into_DK, out_OK.T)
-        return LinearMap(*(part.float().contiguous() for part in parts))
+        tensors = (self.mean_D, self.mean_O, into_DK, out_OK.T)
+        return LinearMap(*(tensor.float().contiguous() for tensor in tensors))

@@ -25,7 +25,7 @@ from lensae.sae.train.ema import ExponentialMovingAverage
 from lensae.sae.train.run import Measurement, TrainingRun, TrainingState
 from lensae.sae.train.schedule import Plan
 
-VERSION = 1
+VERSION = 2
 
 
 def save(run: TrainingRun) -> None:
@@ -56,14 +56,14 @@ def save(run: TrainingRun) -> None:
 
 
 def _tensors(run: TrainingRun) -> dict[str, torch.Tensor]:
-    found = {f"trainer/{name}": t for name, t in run.trainer.state_dict().items()}
-    found |= {f"best/{name}": t for name, t in (run.best or {}).items()}
-    found |= {f"mean/{name}": t for name, t in (run.average.mean if run.average else {}).items()}
+    tensors = {f"trainer/{name}": t for name, t in run.trainer.state_dict().items()}
+    tensors |= {f"best/{name}": t for name, t in (run.best or {}).items()}
+    tensors |= {f"mean/{name}": t for name, t in (run.average.mean if run.average else {}).items()}
     for number, parameter in enumerate(run.trainer.parameters()):
-        kept = run.optimizer.state.get(parameter, {})
-        found |= {f"optimizer/{number}/{name}": t for name, t in kept.items()}
-    found["random"] = run.random
-    return _apart(found)
+        moments = run.optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer/{number}/{name}": t for name, t in moments.items()}
+    tensors["random"] = run.random
+    return _without_aliases(tensors)
 
 
 def _shared(run: TrainingRun, name: str) -> bool:
@@ -76,14 +76,14 @@ def _shared(run: TrainingRun, name: str) -> bool:
     return kind == "random" or run.trainer.is_shared(rest)
 
 
-def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_aliases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same, with a copy of each tensor that shares its memory with one before: the format knows no aliases."""
-    seen, apart = set(), {}
+    seen, separate = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        apart[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        separate[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    return apart
+    return separate
 
 
 def load(run: TrainingRun) -> bool:
@@ -108,8 +108,8 @@ def load(run: TrainingRun) -> bool:
     return True
 
 
-def begun(path: Path) -> tuple[TrainRecipe, Plan] | None:
-    """The recipe and the plan of the training that a checkpoint is of; None when there is no checkpoint."""
+def read_plan(path: Path) -> tuple[TrainRecipe, Plan] | None:
+    """The recipe and the plan of the training that a checkpoint belongs to; None without a checkpoint."""
     if not path.is_file():
         return None
     facts, _ = _read(path, tensors=False)
@@ -117,7 +117,7 @@ def begun(path: Path) -> tuple[TrainRecipe, Plan] | None:
 
 
 def _read(path: Path, tensors: bool = True, run: TrainingRun | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The facts of a checkpoint, and its tensors; of a `run` what it holds of them."""
+    """The facts of a checkpoint and its tensors; for a `run` its own slices of them."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -126,12 +126,12 @@ def _read(path: Path, tensors: bool = True, run: TrainingRun | None = None) -> t
             if facts["version"] != VERSION:
                 raise ValueError(f"it is of version {facts['version']}")
             names = file.keys() if tensors else ()
-            return facts, {name: _part(file, name, run) for name in names}
+            return facts, {name: _own_slice(file, name, run) for name in names}
     except (SafetensorError, KeyError, ValueError) as error:
         raise _damaged(path, str(error)) from None
 
 
-def _part(file: Any, name: str, run: TrainingRun | None) -> torch.Tensor:
+def _own_slice(file: Any, name: str, run: TrainingRun | None) -> torch.Tensor:
     if run is None or not run.trainer.group.splits_features or _shared(run, name):
         return file.get_tensor(name)
     return file.get_slice(name)[run.trainer.own_features]

@@ -36,7 +36,7 @@ def resample(trainer: BaseTrainer, optimizer: Adam, x_BD: torch.Tensor, target_B
     """
     group, dead_F = trainer.group, trainer.dead.mask_F
     dead_R = dead_F.nonzero().view(-1)
-    counts = [len(part) for part in group.all_gather(dead_R)] if group.splits_features else [len(dead_R)]
+    counts = [len(features) for features in group.all_gather(dead_R)] if group.splits_features else [len(dead_R)]
     if not 0 < sum(counts) < group.count_features(len(dead_F)):
         return 0
     trainer.eval()
@@ -49,12 +49,12 @@ def resample(trainer: BaseTrainer, optimizer: Adam, x_BD: torch.Tensor, target_B
     trainer.W_dec[dead_R] = functional.unit_rows(error_BD[drawn_R])
     if trainer.W_enc_FD is not trainer.W_dec:
         trainer.W_enc_FD[dead_R] = SIZE * _mean_norm(trainer, ~dead_F) * functional.unit_rows(rows_BD[drawn_R])
-    trainer.restart(dead_R, group.gather_rows(x_BD))
+    trainer.reset_features(dead_R, group.gather_rows(x_BD))
     trainer.dead.silent_F[dead_R] = 0
-    for kept in optimizer.state.values():
+    for moments in optimizer.state.values():
         for name in ("exp_avg", "exp_avg_sq"):
-            if kept[name].shape[:1] == dead_F.shape:
-                kept[name][dead_R] = 0
+            if moments[name].shape[:1] == dead_F.shape:
+                moments[name][dead_R] = 0
     return sum(counts)
 
 

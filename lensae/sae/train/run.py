@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of metrics.csv: losses are means over the steps since the line before, the rest is on held-out rows.
+    """One line of metrics.csv: losses are means over the steps since the line before, `dead_share` is the share of
+    features that never fired in these steps, the rest is on held-out rows.
 
     `seconds` counts the time in training, not that between an interruption and going on.
     """
@@ -93,7 +94,7 @@ class TrainingRun:
         with self.own_random():
             self.trainer = make_trainer(plan.dead_window).to(device)
         self.trainer.steps, self.trainer.aux = plan.steps, plan.aux
-        groups = self.trainer.rates(plan.encoder_share)
+        groups = self.trainer.parameter_groups(plan.encoder_share)
         self.optimizer = Adam(groups, plan.lr, (plan.beta1, plan.beta2))
         self.scales: tuple[float, ...] = ()
         self.average: ExponentialMovingAverage | None = None
@@ -108,8 +109,8 @@ class TrainingRun:
         with self.own_random():
             rows = [rows_BD.to(self.device) * scale for rows_BD, scale in zip(sample, scales, strict=True)]
             self.trainer.initialise(*rows)
-        held = self.trainer.state_dict().items()
-        self.trainer.group.same(*(t for name, t in held if self.trainer.is_shared(name)))
+        tensors = self.trainer.state_dict().items()
+        self.trainer.group.same(*(t for name, t in tensors if self.trainer.is_shared(name)))
         if self.recipe.average:
             self.average = ExponentialMovingAverage(self.trainer, self.recipe.average)
 
@@ -145,19 +146,19 @@ class TrainingRun:
         """
         self.mid_step = True
         self.trainer.train()
-        now = self.state
+        state = self.state
         for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * learning_rate(now.step, self.plan, self.recipe)
-        self.trainer.progress = now.step / self.plan.steps
+            group["lr"] = group["share"] * learning_rate(state.step, self.plan, self.recipe)
+        self.trainer.progress = state.step / self.plan.steps
         with self.own_random():
             result = self.trainer(*rows)
         losses = {name: float(part.detach()) for name, part in result.losses.items()}
         if not math.isfinite(sum(losses.values())):
-            now.stopped, self.failed = f"the loss was {sum(losses.values())} at step {now.step}", True
+            state.stopped, self.failed = f"the loss was {sum(losses.values())} at step {state.step}", True
             return losses
         self._descend(sum(result.losses.values()))
         self._count(losses, self.trainer.group.count_rows(len(rows[0])))
-        if resampling.due(now.step, self.recipe.resample, self.plan, self.recipe.decay):
+        if resampling.due(state.step, self.recipe.resample, self.plan, self.recipe.decay):
             with self.own_random():
                 resampling.resample(self.trainer, self.optimizer, rows[0], rows[-1])
         if self.average:
@@ -182,63 +183,64 @@ class TrainingRun:
         self.trainer.after_step()
 
     def _count(self, losses: dict[str, float], rows: int) -> None:
-        now = self.state
-        now.step, now.batch, now.tokens, now.seen = now.step + 1, now.batch + 1, now.tokens + rows, now.seen + rows
+        state = self.state
+        state.step, state.batch = state.step + 1, state.batch + 1
+        state.tokens, state.seen = state.tokens + rows, state.seen + rows
         for name, value in losses.items():
-            now.sums[name] = now.sums.get(name, 0.0) + value * rows
+            state.sums[name] = state.sums.get(name, 0.0) + value * rows
 
     @property
     def due(self) -> bool:
-        """Whether the held-out rows are to be looked at now, in an epoch or at its end."""
-        batches, parts = math.ceil(self.plan.rows / self.plan.batch), self.plan.validations
+        """Whether to measure on the held-out rows now, in an epoch or at its end."""
+        batches, validations = math.ceil(self.plan.rows / self.plan.batch), self.plan.validations
         done = self.state.batch
-        return done * parts // batches > (done - 1) * parts // batches
+        return done * validations // batches > (done - 1) * validations // batches
 
     @property
     def finite(self) -> bool:
         """Whether every weight is a number."""
         return self.trainer.finite
 
-    def record(self, found: Reconstruction, heldout_loss: float) -> Measurement:
-        """Take a measurement in: a better one is kept, with the weights. When no feature fires any more, none is."""
-        now = self.state
-        better = heldout_loss < now.best_loss * (1 - 1e-4) and found.dead_share < 1
+    def record(self, figures: Reconstruction, heldout_loss: float) -> Measurement:
+        """Add a measurement; the weights of the best one are kept, unless no feature fired."""
+        state = self.state
+        better = heldout_loss < state.best_loss * (1 - 1e-4) and figures.dead_share < 1
         if better:
             self.best = {name: value.detach().clone() for name, value in self.trainer.state_dict().items()}
-            now.best_loss, now.better = heldout_loss, True
-        elif found.dead_share == 1 and self.trainer.all_dead:
-            now.stopped = f"every feature was dead after {now.tokens:,} tokens"
-        losses = {name: value / max(now.seen, 1) for name, value in now.sums.items()}
+            state.best_loss, state.better = heldout_loss, True
+        elif figures.dead_share == 1 and self.trainer.all_dead:
+            state.stopped = f"every feature was dead after {state.tokens:,} tokens"
+        losses = {name: value / max(state.seen, 1) for name, value in state.sums.items()}
         line = Measurement(
-            now.epoch + 1,
-            now.step,
-            now.tokens,
-            learning_rate(max(now.step - 1, 0), self.plan, self.recipe),
-            sum(losses.values()),
-            losses,
-            heldout_loss,
-            found.explained_variance_typical,
-            found.explained_variance,
-            found.l0,
-            found.dead_share,
-            self.seconds,
-            better,
+            epoch=state.epoch + 1,
+            step=state.step,
+            tokens=state.tokens,
+            lr=learning_rate(max(state.step - 1, 0), self.plan, self.recipe),
+            loss=sum(losses.values()),
+            losses=losses,
+            heldout_loss=heldout_loss,
+            explained_variance_typical=figures.explained_variance_typical,
+            explained_variance=figures.explained_variance,
+            l0=figures.l0,
+            dead_share=self.trainer.silent_share(state.seen),
+            seconds=self.seconds,
+            best=better,
         )
-        now.sums, now.seen = {}, 0
-        now.history.append(line)
+        state.sums, state.seen = {}, 0
+        state.history.append(line)
         return line
 
     def end_epoch(self) -> None:
         """The epoch is over: go on to the next, or stop."""
-        now = self.state
-        now.waited = 0 if now.better else now.waited + 1
-        now.epoch, now.batch, now.better = now.epoch + 1, 0, False
-        if now.stopped:
+        state = self.state
+        state.waited = 0 if state.better else state.waited + 1
+        state.epoch, state.batch, state.better = state.epoch + 1, 0, False
+        if state.stopped:
             return
-        if now.step >= self.plan.steps or now.epoch >= self.plan.epochs:
-            now.stopped = "finished"
-        elif now.waited >= self.recipe.patience:
-            now.stopped = f"no better on held-out documents for {now.waited} epochs"
+        if state.step >= self.plan.steps or state.epoch >= self.plan.epochs:
+            state.stopped = "finished"
+        elif state.waited >= self.recipe.patience:
+            state.stopped = f"no better on held-out documents for {state.waited} epochs"
 
     def check_worth(self) -> None:
         """Raise LensaeError when the training ended with nothing worth keeping."""

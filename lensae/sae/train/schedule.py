@@ -106,11 +106,11 @@ def make_plan(recipe: TrainRecipe, rows: int, d_model: int) -> Plan:
     epochs = recipe.epochs or max(1, min(30, math.ceil(wanted / rows)))
     steps = max(1, math.ceil(min(wanted, rows * epochs) / batch)) if recipe.tokens else epochs * math.ceil(rows / batch)
     total = steps * batch
-    lr, *betas, part, aux = SHORT if steps < SHORT_STEPS else USUAL
+    lr, *betas, dead_fraction, aux = SHORT if steps < SHORT_STEPS else USUAL
     if total >= LONG_TRAINING_TOKENS:
         lr = max(3e-4, 2e-4 / math.sqrt(d_sae / 16384))
     share_active = (recipe.target_l0 or recipe.k) / d_sae
-    window = max(batch, min(total // part, 10_000_000), round(LEAST_FIRINGS / share_active))
+    window = max(batch, min(total // dead_fraction, 10_000_000), round(LEAST_FIRINGS / share_active))
     aux = aux if recipe.aux is None else recipe.aux
     slow = steps < SHORT_STEPS and recipe.lr is None
     encoder = min(1.0, math.sqrt(batch * share_active / FIRINGS)) if slow else 1.0

@@ -82,10 +82,10 @@ def measure(trainer: BaseTrainer, batches: Iterable[Batch], *scales: float) -> F
     """
     figures, histogram, agreement = _Figures(), _Histogram(), _Agreement()
     collectors: list[_Collector] = [figures, histogram]
-    collectors += [] if trainer.reduced is None else [agreement]
+    collectors += [] if trainer.training_dtype is None else [agreement]
     group = SINGLE_PROCESS if trainer.group.splits_rows else trainer.group
-    _measure([_Measured(trainer, scales, collectors)], batches, group, exact=trainer.reduced is not None)
-    share = None if trainer.reduced is None else agreement.result(group)
+    _measure([_Measured(trainer, scales, collectors)], batches, group, exact=trainer.training_dtype is not None)
+    share = None if trainer.training_dtype is None else agreement.result(group)
     return FinalFigures(figures.result(group)[0], histogram.result(group, trainer.d_sae), share)
 
 
@@ -125,12 +125,12 @@ def _evaluation(trainers: list[BaseTrainer], exact: bool) -> Iterator[None]:
     for trainer in trainers:
         trainer.eval()
         if not exact and trainer.W_dec.dtype == torch.float32:
-            trainer.product = kernels.screening_dtype(trainer.W_dec.device)
+            trainer.product_dtype = kernels.screening_dtype(trainer.W_dec.device)
     try:
         yield
     finally:
         for trainer in trainers:
-            trainer.product = None
+            trainer.product_dtype = None
 
 
 def _scaled(rows: list[torch.Tensor], scales: tuple[float, ...]) -> list[torch.Tensor]:
@@ -185,9 +185,9 @@ class _Agreement:
     def add(self, trainer: BaseTrainer, rows: list[torch.Tensor], scales: tuple[float, ...], step: Step) -> None:
         if self.rows >= AGREEMENT_ROWS:
             return
-        trainer.product = trainer.reduced
+        trainer.product_dtype = trainer.training_dtype
         reduced_N, exact_N = trainer(*_scaled(rows, scales)).features.fires(), step.features.fires()
-        trainer.product = None
+        trainer.product_dtype = None
         both = int(torch.isin(reduced_N, exact_N, assume_unique=True).sum())
         self.counts += torch.tensor([both, len(reduced_N), len(exact_N)])
         self.rows += len(rows[0])

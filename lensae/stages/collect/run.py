@@ -57,7 +57,7 @@ def collect(options: CollectOptions, command: str, progress: Progress | None = N
             raise UserError("standard input cannot be read by several processes", "put it in a file")
         corpus = load_corpus(options.corpus, options.reading)
         source = models.resolve(options.model)
-        steering = find_steering(options.steer, options.sae, source)
+        steering = find_steering(options.steer, options.sae, source, progress)
         options = _with_defaults(options, source, steering, process)
         progress.say(f"loading {source.name}")
         model = load_model(source, options, steering, process.device)

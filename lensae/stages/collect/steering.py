@@ -11,6 +11,7 @@ from lensae.core.errors import UserError
 from lensae.core.paths import store_root
 from lensae.stages.features import Lookup, open_lookup
 from lensae.stages.index import check_match
+from lensae.stages.shared.progress import Progress
 
 if TYPE_CHECKING:
     from lensae.model.source import ModelSource
@@ -57,7 +58,9 @@ class Steering:
         return [FeatureEdit(self.hook, sae, one.feature, one.value, one.operation) for one in self.features]
 
 
-def find_steering(arguments: tuple[str, ...], sae_name: str | None, source: ModelSource) -> Steering | None:
+def find_steering(
+    arguments: tuple[str, ...], sae_name: str | None, source: ModelSource, progress: Progress | None = None
+) -> Steering | None:
     """The steering that the values of `--steer` mean (None without any) for the model `source`, by the named or the
     current SAE.
 
@@ -67,7 +70,7 @@ def find_steering(arguments: tuple[str, ...], sae_name: str | None, source: Mode
         if sae_name:
             raise UserError("--sae alone does nothing here", f"give --steer as well: {FORM}")
         return None
-    lookup = open_lookup(None, sae_name)
+    lookup = open_lookup(None, sae_name, progress)
     if lookup.entry.manifest.model.weights_sha256 != source.weights_digest():
         raise UserError(f"SAE '{lookup.sae.name}' was trained on {lookup.entry.name}", "give that model, or --sae")
     from lensae.sae.formats.saelens import weights_digest

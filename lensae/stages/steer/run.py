@@ -39,7 +39,7 @@ def steer(options: SteerOptions, progress: Progress | None = None) -> SteerRepor
     Raises UserError for a feature that does not exist or never fires.
     """
     progress = progress or Silent()
-    lookup = open_lookup(options.set_name, options.sae_name)
+    lookup = open_lookup(options.set_name, options.sae_name, progress)
     stats = lookup.index.stats(options.feature)
     if not stats.count:
         raise UserError(f"feature {options.feature} never fires on {lookup.entry.name}", "choose from: features list")

@@ -113,7 +113,7 @@ def _restored(
     from lensae.sae.train.schedule import explain
 
     checkpoint_path = checkpoint_of(path)
-    resolved, plan = checkpoint.begun(checkpoint_path) or (resolved, plan)
+    resolved, plan = checkpoint.read_plan(checkpoint_path) or (resolved, plan)
     family = registry.load("sae.architectures", record.recipe.arch)
 
     def make_trainer(window: int) -> BaseTrainer:
