@@ -62,23 +62,23 @@ def contexts(rows: Rows, feature: int) -> list[tuple[float, int, int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in np.flatnonzero(rows.features_TF[:, feature]):
         groups.setdefault(rows.context_T[row], []).append(int(row))
-    found = []
+    entries = []
     for members in groups.values():
         best = max(members, key=lambda row: (rows.features_TF[row, feature], -row))
-        found.append((float(rows.features_TF[best, feature]), best, len(members)))
-    return sorted(found, key=lambda entry: (-entry[0], entry[1]))
+        entries.append((float(rows.features_TF[best, feature]), best, len(members)))
+    return sorted(entries, key=lambda entry: (-entry[0], entry[1]))
 
 
 def tokens(rows: Rows, feature: int) -> list[tuple[str, int, int, float]]:
     """Of each token on which a feature fires: the text of its first occurrence, the rows on which it fires, the rows
     there are, and the summed activation; sorted."""
     value_T = rows.features_TF[:, feature]
-    found = []
+    entries = []
     for token in np.unique(rows.token_T[value_T > 0]):
         same = rows.token_T == token
         fires, text = same & (value_T > 0), rows.text_T[np.flatnonzero(same)[0]]
-        found.append((text, int(fires.sum()), int(same.sum()), float(value_T[fires].sum(dtype=np.float64))))
-    return sorted(found)
+        entries.append((text, int(fires.sum()), int(same.sum()), float(value_T[fires].sum(dtype=np.float64))))
+    return sorted(entries)
 
 
 def label_means(rows: Rows, feature: int) -> dict[str, float]:
@@ -112,10 +112,10 @@ def label_scores(strongest_NF: np.ndarray, labels: Sequence[str]) -> list[LabelS
     names = sorted({label for label in labels if label})
     values_NF, code_N = strongest_NF[labelled], np.array([names.index(label) for label in labels if label])
     mean_LF = np.stack([values_NF[code_N == code].mean(0, dtype=np.float64) for code in range(len(names))])
-    found = []
+    scores = []
     for feature in range(values_NF.shape[1]):
         best, total = int(mean_LF[:, feature].argmax()), mean_LF[:, feature].sum()
         share = float(mean_LF[best, feature] / total) if total else 0.0
         area = auroc(values_NF[:, feature], code_N == best)
-        found.append(LabelScore(feature, names[best], share, area, int((values_NF[:, feature] > 0).sum())))
-    return found
+        scores.append(LabelScore(feature, names[best], share, area, int((values_NF[:, feature] > 0).sum())))
+    return scores

@@ -17,6 +17,7 @@ from lensae import model as models
 from lensae.core.durable import write_file
 from lensae.core.paths import find_set
 from lensae.corpus import prompts
+from lensae.model.language_model import LanguageModel
 from lensae.stages.collect.run import CollectOptions, collect
 from lensae.store.reader import SetReader
 
@@ -33,6 +34,21 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def texts_of(corpus: str | None) -> list[str]:
     """The texts of a corpus, by its path or name; without one those that the embedded model wrote."""
     return [prompt.text for prompt in prompts.load(corpus or str(written()))]
+
+
+def documents(model: LanguageModel, corpus: str | None, tokens: int, longest: int = 512) -> list[list[int]]:
+    """Token ids of documents of 64 to `longest` tokens, of about `tokens` tokens together, from `texts_of`.
+
+    What the model wrote has one length; it is cut to lengths that are spread evenly.
+    """
+    enough: list[list[int]] = []
+    for number, text in enumerate(texts_of(corpus)):
+        ids = model.text.encode(text)
+        length = longest if corpus else 64 + (number * 211) % (longest - 63)
+        enough += [ids[:length]] if len(ids) >= 64 else []
+        if sum(map(len, enough)) >= tokens:
+            break
+    return enough
 
 
 def written() -> Path:
@@ -53,8 +69,8 @@ def _generated() -> list[str]:
         options = CollectOptions(
             hooks=(HOOK,),
             corpus=PROMPTS,
-            max_new_tokens=200,
-            samples_per_prompt=8,
+            max_new_tokens=440,
+            samples_per_prompt=4,
             max_tokens=WRITTEN_TOKENS,
             name="written",
         )

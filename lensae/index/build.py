@@ -23,6 +23,7 @@ from lensae.index.manifest import (
     SUMMARY,
     FileRecord,
     IndexManifest,
+    SaeIdentity,
     SegmentRange,
     file_record,
     known_records,
@@ -71,17 +72,17 @@ def build_index(
     shards: Sequence[ShardRecord],
     source: ShardSource,
     sae: SAE,
-    sae_sha256: str,
+    identity: SaeIdentity,
     advance: Callable[[int], None],
 ) -> int:
-    """Bring the index in `folder` up to date with the shards and the weights; returns how many rows were encoded.
+    """Bring the index in `folder` up to date with the shards and the SAE; returns how many rows were encoded.
 
     `advance` is called with the rows of each shard that is done. The caller sees to it that no other process builds the
     same index.
     """
     for part in (folder, folder / "rows", folder / "segments"):
         clear_partials(part)
-    builder = _Builder(folder, shards, source, sae_sha256)
+    builder = _Builder(folder, shards, source, identity)
     steps = list(builder.steps())
     W_enc = sae.tensors["W_enc"]
     workers = min(MOST_WORKERS, WEIGHT_COPIES // W_enc.nbytes) if W_enc.device.type == "cpu" else 1
@@ -96,8 +97,8 @@ def build_index(
 class _Builder:
     """The segments on disk of an index that is built, in order of shards."""
 
-    def __init__(self, folder: Path, shards: Sequence[ShardRecord], source: ShardSource, sae_sha256: str):
-        self.folder, self.shards, self.source, self.sae_sha256 = folder, shards, source, sae_sha256
+    def __init__(self, folder: Path, shards: Sequence[ShardRecord], source: ShardSource, identity: SaeIdentity):
+        self.folder, self.shards, self.source, self.identity = folder, shards, source, identity
         self.segments: list[SegmentRange] = []
         self.records = known_records(folder)
 
@@ -148,7 +149,7 @@ class _Builder:
             write_summary(segments, self.folder / SUMMARY)
         singles = (SegmentRange(number, number + 1) for number in range(len(self.shards)))
         manifest = IndexManifest(
-            sae_sha256=self.sae_sha256,
+            sae=self.identity,
             features=features,
             shards=tuple(shard.sha256 for shard in self.shards),
             shard_rows=tuple(shard.rows for shard in self.shards),
@@ -190,7 +191,7 @@ class _Builder:
 
     def _made_from(self, covered: SegmentRange) -> str:
         """The digest of what a file over these shards is made from."""
-        return source_digest(self.sae_sha256, [shard.sha256 for shard in self.shards[covered.first : covered.last]])
+        return source_digest(self.identity, [shard.sha256 for shard in self.shards[covered.first : covered.last]])
 
     def _rows_file(self, number: int) -> str:
         """The file of what fires on the rows of a shard, below the index's folder."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError
@@ -40,11 +41,19 @@ class SegmentRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexManifest:
-    """What an index says of itself: the digests of the SAE's weights and of every shard it was made from, the number
-    of rows in each shard, and its files: one of rows per shard, the segments in order, the summary."""
+class SaeIdentity:
+    """What tells one SAE from another: the digest of its weights, and its configuration without the metadata."""
 
-    sae_sha256: str
+    weights_sha256: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexManifest:
+    """What an index says of itself: the SAE and the digests of the shards that it was made from, the number of rows in
+    each shard, and its files: one of rows per shard, the segments in order, the summary."""
+
+    sae: SaeIdentity
     features: int
     shards: tuple[str, ...]
     shard_rows: tuple[int, ...]
@@ -77,8 +86,9 @@ def read_manifest(folder: Path) -> IndexManifest | None:
         rows, segments = (tuple(FileRecord(**one) for one in record.pop(name)) for name in ("rows", "segments"))
         summary = FileRecord(**record.pop("summary"))
         shards, shard_rows = (tuple(record.pop(name)) for name in ("shards", "shard_rows"))
+        sae = SaeIdentity(**record.pop("sae"))
         manifest = IndexManifest(
-            shards=shards, shard_rows=shard_rows, rows=rows, segments=segments, summary=summary, **record
+            sae=sae, shards=shards, shard_rows=shard_rows, rows=rows, segments=segments, summary=summary, **record
         )
     except (KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be used ({error})", f"build it again: {command('index')}") from None
@@ -105,9 +115,9 @@ def plan(shards: int) -> list[SegmentRange]:
     return ranges
 
 
-def source_digest(sae_sha256: str, shards: Sequence[str]) -> str:
-    """A sha256 of what a file of the index is made from: the schema, the weights, and the shards it is over."""
-    return hashlib.sha256(json.dumps([SCHEMA, sae_sha256, *shards]).encode()).hexdigest()
+def source_digest(sae: SaeIdentity, shards: Sequence[str]) -> str:
+    """A sha256 of what a file of the index is made from: the schema, the SAE, and the shards with these digests."""
+    return hashlib.sha256(json.dumps([SCHEMA, asdict(sae), *shards], sort_keys=True).encode()).hexdigest()
 
 
 def file_record(folder: Path, file: str) -> FileRecord:
@@ -128,13 +138,13 @@ def known_records(folder: Path) -> dict[tuple[str, str], FileRecord]:
     ranges = plan(len(manifest.shards))
     shards = [(shard,) for shard in manifest.shards] + [manifest.shards[one.first : one.last] for one in ranges]
     records = (*manifest.rows, *manifest.segments)
-    sources = (source_digest(manifest.sae_sha256, covered) for covered in shards)
+    sources = (source_digest(manifest.sae, covered) for covered in shards)
     return {(record.file, source): record for record, source in zip(records, sources, strict=True)}
 
 
-def out_of_date(folder: Path, shards: Sequence[str], sae_sha256: Callable[[], str]) -> str:
-    """Why the index in `folder` is not one of the shards with these digests and the weights with that digest, as the
-    end of a sentence that begins with "the feature index"; "" when it is.
+def out_of_date(folder: Path, shards: Sequence[str], sae: SaeIdentity) -> str:
+    """Why the index in `folder` is not one of the shards with these digests and of this SAE, as the end of a sentence
+    that begins with "the feature index"; "" when it is.
 
     Nothing is read but index.json, and of the other files only their sizes.
     """
@@ -149,8 +159,10 @@ def out_of_date(folder: Path, shards: Sequence[str], sae_sha256: Callable[[], st
         if grown > 0 and manifest.shards == tuple(shards[:-grown]):
             return f"lacks {grown} of {len(shards)} shards"
         return "was made from shards that have changed since"
-    if manifest.sae_sha256 != sae_sha256():
+    if manifest.sae.weights_sha256 != sae.weights_sha256:
         return "was made with other weights"
+    if manifest.sae != sae:
+        return "was made with another configuration of the SAE"
     for record in (*manifest.segments, manifest.summary):
         path = folder / record.file
         if not path.is_file() or path.stat().st_size != record.bytes:

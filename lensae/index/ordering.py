@@ -46,7 +46,7 @@ def group_starts(*columns: np.ndarray) -> np.ndarray:
 
 
 def rank_in_group(group_N: np.ndarray) -> np.ndarray:
-    """The place (N,) of each entry among those of its group, counted from 0 (`group_N` is sorted)."""
+    """The number (N,) of each entry among those of its group, counted from 0 (`group_N` is sorted)."""
     starts = group_starts(group_N)
     return np.arange(len(group_N)) - np.repeat(starts, np.diff(np.append(starts, len(group_N))))
 

@@ -121,15 +121,15 @@ class Index:
         """The `k` tokens with the most summed activation of `feature`."""
         self.check(feature)
         entries = tokens.combine(_joined([one for _covered, one in self._entries(tokens.TABLE, feature)]))
-        found = []
+        uses = []
         with open_file(self.folder / self.manifest.summary.file) as summary:
             token_V = summary["vocabulary/token"][...]
             for i in np.argsort(-entries["sum"], kind="stable")[:k]:
                 number = int(np.searchsorted(token_V, entries["token"][i]))
                 text, fires = Texts.read_one(summary, "vocabulary", number), int(entries["fires"][i])
                 occurs = int(summary["vocabulary/occurs"][number])
-                found.append(TokenUse(text, fires, occurs, float(entries["sum"][i]) / fires))
-        return found
+                uses.append(TokenUse(text, fires, occurs, float(entries["sum"][i]) / fires))
+        return uses
 
     def label_means(self, feature: int) -> list[tuple[str, float]]:
         """The mean activation of `feature` over all tokens of each label, falling; none for a set without labels."""

@@ -46,8 +46,10 @@ def open_lookup(set_name: str | None = None, sae_name: str | None = None, progre
     """
     entry, sae = find_pair(set_name, sae_name)
     reader = SetReader(entry)
-    if why_out_of_date(reader, sae):
-        bring_up_to_date(reader, sae, progress or Silent())
+    if reason := why_out_of_date(reader, sae):
+        progress = progress or Silent()
+        progress.say(f"the feature index of {sae.name} {reason}: it is built first")
+        bring_up_to_date(reader, sae, progress)
     return Lookup(entry, sae, reader, Index(sae.index_path))
 
 

@@ -18,10 +18,10 @@ from lensae.core.durable import read_json, write_json
 from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.locks import FolderLock
 from lensae.core.paths import SaeEntry, SetEntry, find_pair
-from lensae.index.manifest import out_of_date
+from lensae.index.manifest import SaeIdentity, out_of_date
 from lensae.index.query import Index
 from lensae.index.tables import ShardColumns
-from lensae.sae.formats._layout import WEIGHTS, weights_digest
+from lensae.sae.formats._layout import CONFIG, WEIGHTS, weights_digest
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.reader import SetReader
 from lensae.store.schema import CHUNK_ROWS
@@ -106,7 +106,7 @@ def build(
     """
     started = time.perf_counter()
     entry, sae_entry = find_pair(set_name, sae_name)
-    check_match(entry, sae_entry, read_json(sae_entry.path / "cfg.json"))
+    check_match(entry, sae_entry, read_json(sae_entry.path / CONFIG))
     encoded = bring_up_to_date(SetReader(entry), sae_entry, progress or Silent(), verify)
     index = Index(sae_entry.index_path)
     count_F = index.table()["count"]
@@ -126,7 +126,7 @@ def build(
 def why_out_of_date(reader: SetReader, sae_entry: SaeEntry) -> str:
     """Why the SAE's index is not one of the set as it is now, as the end of a sentence; "" when it is."""
     shards = [shard.sha256 for shard in reader.shards]
-    return out_of_date(sae_entry.index_path, shards, lambda: current_digest(sae_entry))
+    return out_of_date(sae_entry.index_path, shards, _identity(sae_entry, current_digest(sae_entry)))
 
 
 def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress, verify: bool = False) -> int:
@@ -137,10 +137,8 @@ def bring_up_to_date(reader: SetReader, sae_entry: SaeEntry, progress: Progress,
     folder = sae_entry.index_path
     with _lock(folder, progress):
         damaged = verify and _remove_damaged(folder, progress)
-        reason = why_out_of_date(reader, sae_entry) or ("is damaged" if damaged else "")
-        if not reason:
+        if not damaged and not why_out_of_date(reader, sae_entry):
             return 0
-        progress.say(f"the feature index of {sae_entry.name} {reason}: building it")
         return _build(reader, sae_entry, progress)
 
 
@@ -152,9 +150,9 @@ def _build(reader: SetReader, sae_entry: SaeEntry, progress: Progress) -> int:
     sae = load(sae_entry.path).to(current_device())
     check_match(reader.entry, sae_entry, sae.cfg)
     progress.start(f"indexing {sae.d_sae:,} features", reader.rows, "rows")
-    digest, folder = _stamp_weights(sae_entry), sae_entry.index_path
+    identity, source = _identity(sae_entry, _stamp_weights(sae_entry)), SetSource(reader)
     with fast_matmul():
-        return build_index(folder, reader.shards, SetSource(reader), sae, digest, progress.advance)
+        return build_index(sae_entry.index_path, reader.shards, source, sae, identity, progress.advance)
 
 
 def _remove_damaged(folder: Path, progress: Progress) -> bool:
@@ -182,6 +180,12 @@ def _lock(folder: Path, progress: Progress) -> FolderLock:
             raise
         what = f"the feature index has to be built, and {folder} cannot be written"
         raise LensaeError(what, "build it where it can be, or make the folder writable") from error
+
+
+def _identity(sae_entry: SaeEntry, weights_sha256: str) -> SaeIdentity:
+    cfg = read_json(sae_entry.path / CONFIG)
+    config = {name: value for name, value in cfg.items() if name != "metadata"}
+    return SaeIdentity(weights_sha256=weights_sha256, config=config)
 
 
 def current_digest(sae_entry: SaeEntry) -> str:

@@ -23,11 +23,10 @@ from lensae.core.errors import DamagedError, LensaeError, UserError
 from lensae.core.paths import find_pair
 from lensae.core.recipe import TrainRecipe
 from lensae.core.training_record import SetRecord, TrainingRecord
-from lensae.index import manifest as manifests
 from lensae.index import merge as merging
 from lensae.index.file import BINS, EDGES
 from lensae.index.label_scores import area_under_curve
-from lensae.index.manifest import FANOUT, SegmentRange, plan
+from lensae.index.manifest import FANOUT, SaeIdentity, SegmentRange, out_of_date, plan
 from lensae.index.ordering import expand_ranges, falling_key, rank_in_group, stable_order
 from lensae.index.query import Index
 from lensae.index.segment import histogram_bin
@@ -59,9 +58,9 @@ def write_sae(folder: Path, sae: SAE) -> None:
 
 def made(count: int) -> list:
     """Documents of which some are there twice and some have no label."""
-    found = documents(count)
-    copies = [replace(found[n], label="") for n in COPIES if n < count]
-    return found + copies
+    originals = documents(count)
+    copies = [replace(originals[n], label="") for n in COPIES if n < count]
+    return originals + copies
 
 
 def make_index(store: Path, count: int, shard_rows: int = 64) -> Path:
@@ -102,14 +101,14 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def values(files: dict[str, bytes]) -> dict[str, object]:
     """The datasets of the index files, wherever HDF5 put them in the file."""
-    found = {}
+    datasets = {}
     for name, data in files.items():
         if name.endswith(".h5"):
             with h5py.File(io.BytesIO(data), "r") as file:
                 paths: list[str] = []
                 file.visit(paths.append)
-                found |= {(name, path): file[path][...].tolist() for path in paths if hasattr(file[path], "dtype")}
-    return found
+                datasets |= {(name, path): file[path][...].tolist() for path in paths if hasattr(file[path], "dtype")}
+    return datasets
 
 
 class TestQueries:
@@ -327,7 +326,8 @@ class TestBuilding:
         lock.acquire()
         progress.on_say = lambda line: lock.release() if "waiting" in line else None
         lookup.open_lookup(progress=progress)
-        assert "another process is building" in progress.lines[0] and (index / "index.json").is_file()
+        assert "is missing" in progress.lines[0] and "another process is building" in progress.lines[1]
+        assert len(progress.lines) == 2 and (index / "index.json").is_file()
 
     def test_dense_features_are_encoded_in_small_parts(self, store, monkeypatch):
         from lensae.index import encode
@@ -397,6 +397,17 @@ class TestUpToDate:
         opened = lookup.open_lookup(progress=progress)
         assert "other weights" in progress.lines[0]
         assert (opened.index.table()["count"] != before).any() and opened.index.table()["count"].sum() == before.sum()
+
+    def test_another_configuration(self, store):
+        index = make_index(store, 20)
+        cfg = json.loads((index.parent / "cfg.json").read_text())
+        write_json(index.parent / "cfg.json", {**cfg, "k": 3, "metadata": {"command": "another"}})
+        progress = Recorded()
+        opened = lookup.open_lookup(progress=progress)
+        assert "another configuration" in progress.lines[0]
+        assert opened.index.table()["count"].sum() <= 3 * opened.index.rows
+        write_json(index.parent / "cfg.json", {**cfg, "k": 3, "metadata": {"command": "a third"}})
+        assert stage.why_out_of_date(opened.reader, opened.sae) == ""
 
     def test_the_same_weights_written_again(self, store):
         index = make_index(store, 20)
@@ -474,7 +485,8 @@ class TestUpToDate:
         with pytest.raises(UserError, match="is missing") as error:
             Index(tmp_path / "nowhere")
         assert "lensae index" in error.value.hint
-        assert manifests.out_of_date(tmp_path / "nowhere", ["a"], lambda: "b") == "is missing"
+        sae = SaeIdentity(weights_sha256="b", config={})
+        assert out_of_date(tmp_path / "nowhere", ["a"], sae) == "is missing"
 
 
 class TestParts:

@@ -1,7 +1,8 @@
 """The strongest different contexts in which a feature fires, and how often each was stored.
 
 A context is a token with all that the model read before it: samples of one prompt share those of the prompt, and the
-activations there are equal, so that a list of the strongest activations would show one context many times over.
+activations there are equal, so that a list of the strongest activations would show one context many times over. As
+they are equal, all copies of the strongest contexts are among the strongest entries of their segments, and are counted.
 Shapes: T rows, N documents, S input tokens; a 1 behind a letter is one more.
 """
 
