@@ -8,7 +8,7 @@ ARGS ?=
 PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-index bench-train bench-quality clean
+.PHONY: help demo test test-quick check setup collect train evaluate index bench-peers bench-collect bench-store bench-index bench-train bench-quality bench-evaluate clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -67,6 +67,9 @@ bench-train: $(READY)  ## measure how fast training is beside SAELens, dictionar
 
 bench-quality: $(READY)  ## measure how good the SAEs are that these train (experiments/quality.toml)
 	@$(PY) experiments/benchmarks/quality.py $(ARGS)
+
+bench-evaluate: $(READY)  ## measure the losses of an evaluation in one pass beside a run for each variant
+	@$(PY) experiments/benchmarks/evaluate.py $(ARGS)
 
 bench-store: $(READY)  ## measure chunk sizes and compression on real activations
 	@$(PY) experiments/benchmarks/storage.py $(ARGS)

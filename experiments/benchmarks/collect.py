@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import texts
 import torch
+from interleaved_runs import Contestant, interleaved, started
 from rich.console import Console
 from rich.table import Table
-from turns import Contestant, interleaved, started
 
 from lensae import model as models
 from lensae.core.durable import write_json
@@ -37,7 +38,6 @@ from lensae.store.reader import SetReader
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TEXTS = (ROOT.parent / "shared" / "data" / "mixed.jsonl", ROOT / "corpora" / "transport.jsonl")
 SAELENS = ROOT / ".peers" / "sae-lens" / "bin" / "python"
 TOKENS_A_BATCH = 2048
 OURS = {"lensae": "float32", "bfloat16": "bfloat16"}  # contestant -> compute dtype
@@ -51,9 +51,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16_384)
+    texts.add_option(parser)
     options = parser.parse_args()
     source = models.resolve()
-    windows = {context: full_windows(source, context, options.tokens) for context in (128, 512)}
+    joined = "\n".join(texts.texts_of(options.corpus))
+    windows = {context: full_windows(source, joined, context, options.tokens) for context in (128, 512)}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         with started(readers(source, place / "log")) as contestants:
@@ -68,19 +70,18 @@ def main() -> None:
     write_json(HERE / "results" / "collect.json", {"about": facts, "reading": reading, "generating": writing})
 
 
-def full_windows(source, context: int, tokens: int) -> list[list[int]]:
+def full_windows(source, joined: str, context: int, tokens: int) -> list[list[int]]:
     """Texts of exactly `context` tokens with their BOS, about `tokens` in all; each decodes to what encodes to it."""
     text = models.load_tokenizer(source)
-    path = next(path for path in TEXTS if path.is_file())
-    joined = text.encode("\n".join(json.loads(line)["text"] for line in path.open(encoding="utf-8")))[1:]
-    found: list[list[int]] = []
-    for start in range(0, len(joined), context - 1):
-        ids = [text.bos_id, *joined[start : start + context - 1]]
+    all_ids = text.encode(joined)[1:]
+    windows: list[list[int]] = []
+    for start in range(0, len(all_ids), context - 1):
+        ids = [text.bos_id, *all_ids[start : start + context - 1]]
         if len(ids) == context and text.encode(text.spans(ids)[0]) == ids:
-            found.append(ids)
-        if len(found) * context >= tokens:
+            windows.append(ids)
+        if len(windows) * context >= tokens:
             break
-    return found
+    return windows
 
 
 def readers(source, log: Path) -> Iterator[Contestant]:

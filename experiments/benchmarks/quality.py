@@ -19,11 +19,12 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import texts
 from contestants.trains_judged import judge
 from contestants.trains_report import Results, quality_lines, write_quality
-from contestants.trains_rows import HOOK, Rows, rows_of
+from contestants.trains_rows import Rows, rows_of
+from interleaved_runs import started
 from train_tools import Search, Tool, job, quality_run, tools_of
-from turns import started
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
 
@@ -32,8 +33,8 @@ def main() -> None:
     """Train, measure, print the table, and write it beside its figures."""
     options = arguments()
     wanted = tomllib.loads(Path(options.recipe).read_text(encoding="utf-8"))["quality"]
-    rows = rows_of(wanted["rows"], wanted["batch"])
-    results = Results(Path(options.results).with_suffix(".json"), {"hook": HOOK, "recipe": wanted})
+    rows = rows_of(options.corpus, wanted["rows"], wanted["batch"])
+    results = Results(Path(options.results).with_suffix(".json"), {"hook": texts.HOOK, "recipe": wanted})
     with tempfile.TemporaryDirectory() as folder:
         for family in options.families or wanted["families"]:
             runs: list[dict] = []
@@ -50,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default=str(EXPERIMENTS / "quality.toml"))
     parser.add_argument("--families", nargs="+", help="some of the recipe's, the results of the others staying")
+    texts.add_option(parser)
     parser.add_argument("--results", help="results/ and the recipe's name, unless given")
     options = parser.parse_args()
     options.results = options.results or str(EXPERIMENTS / "results" / Path(options.recipe).stem)

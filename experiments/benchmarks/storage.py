@@ -26,6 +26,7 @@ import h5py
 import hdf5plugin
 import many_shards
 import numpy as np
+import texts
 from rich.console import Console
 from rich.table import Table
 
@@ -38,8 +39,6 @@ from lensae.store.writer import default_shard_rows
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-TEXTS = (ROOT.parent / "shared" / "data" / "mixed.jsonl", ROOT / "corpora" / "transport.jsonl")
-HOOK = "blocks.15.hook_resid_post"
 CHUNK_ROWS = (128, 256, 512, 1024, 2048, 4096)
 WINDOW_ROWS = 16_384
 SINGLE_ROWS = 40
@@ -64,21 +63,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--shards-only", action="store_true")
+    texts.add_option(parser)
     options = parser.parse_args()
     path = HERE / "results" / "storage.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     if not options.shards_only:
-        results = formats(options.tokens, options.repeats)
+        results = formats(activations(options.corpus, options.tokens), options.repeats)
     results["many_shards"] = many_shards.measured(options.shards)
     many_shards.show(results["many_shards"])
     write_json(path, results)
 
 
-def formats(tokens: int, repeats: int) -> dict:
+def formats(acts_TD: np.ndarray, repeats: int) -> dict:
     """Every filter and chunk size, for both types."""
-    acts_TD = activations(tokens)
     facts = {"machine": platform.machine(), "cores": os.cpu_count(), "h5py": h5py.__version__}
-    facts |= {"hdf5": h5py.version.hdf5_version, "hdf5plugin": hdf5plugin.version, "hook": HOOK}
+    facts |= {"hdf5": h5py.version.hdf5_version, "hdf5plugin": hdf5plugin.version, "hook": texts.HOOK}
     results: dict = {"about": facts}
     for dtype in ("float16", "float32"):
         rows = min(len(acts_TD), default_shard_rows(acts_TD.shape[1], dtype))
@@ -87,35 +86,29 @@ def formats(tokens: int, repeats: int) -> dict:
     return results
 
 
-def activations(tokens: int) -> np.ndarray:
+def activations(corpus: str | None, tokens: int) -> np.ndarray:
     """Real activations (T, D) float32 of the embedded model, T about `tokens`."""
-    path = next(path for path in TEXTS if path.is_file())
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LENSAE_STORE"] = folder
-        corpus = Path(folder) / "texts.jsonl"
-        room, kept = tokens * 4, []  # about four characters a token
-        for line in path.open(encoding="utf-8"):
-            if room > 0:
-                kept.append(line)
-                room -= len(json.loads(line)["text"])
-        corpus.write_text("".join(kept), encoding="utf-8")
-        asked = CollectOptions(hooks=(HOOK,), corpus=str(corpus), generate=False, dtype="float32", name="texts")
-        collect(asked, "bench")
+    with tempfile.TemporaryDirectory() as folder, texts.store_at(Path(folder)):
+        path = Path(folder) / "texts.jsonl"
+        lines = (json.dumps({"text": text}) + "\n" for text in texts.texts_of(corpus))
+        path.write_text("".join(lines), encoding="utf-8")
+        options = {"corpus": str(path), "generate": False, "dtype": "float32", "max_tokens": tokens, "name": "texts"}
+        collect(CollectOptions(hooks=(texts.HOOK,), **options), "bench")
         reader = SetReader(find_set("texts"))
         return np.concatenate(list(reader.document_rows(reader.everything())))
 
 
 def table_of(acts_TD: np.ndarray, repeats: int) -> list[dict]:
-    """One entry for each filter and chunk size; the settings are taken in turn, `repeats` times over."""
+    """One entry for each filter and chunk size; the runs of the settings are interleaved, `repeats` times over."""
     settings = [(name, rows) for name in FILTERS for rows in CHUNK_ROWS]
     seconds: dict[tuple, list[dict]] = {setting: [] for setting in settings}
     size: dict[tuple, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.h5"
-        for turn in range(repeats + 1):
-            for setting in settings[:: -1 if turn % 2 else 1]:
+        for repeat in range(repeats + 1):
+            for setting in settings[:: -1 if repeat % 2 else 1]:
                 size[setting], taken = measured(path, acts_TD, *setting)
-                if turn:  # the first round does not count
+                if repeat:  # the first round does not count
                     seconds[setting].append(taken)
     return [entry(acts_TD, *setting, size[setting], seconds[setting]) for setting in settings]
 

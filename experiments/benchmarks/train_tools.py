@@ -9,15 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import shutil
+import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from turns import Contestant
+from contestants.trains_rows import Rows
+from interleaved_runs import Contestant, started
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ("topk", "batchtopk", "relu", "jumprelu", "gated")
 D_MODEL = 576
 TOLERANCE = 0.2  # of k: how far L0 may be off
+NO_K = ("relu", "gated")  # families whose sparsity lensae aims at with a target L0
 FACTORS = (0.1, 100.0)  # of the learning rate: beyond these none is tried
 
 
@@ -58,7 +64,7 @@ def quality_run(one: Contestant, tool: Tool, job: dict, folder: Path) -> dict:
     key = hashlib.sha256(script + json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
     found = folder / key / "run.json"
     if tool.peer is None or not found.is_file():
-        run = one.turn({"part": "quality", "job": job, "folder": str(folder / key)})
+        run = one.run({"part": "quality", "job": job, "folder": str(folder / key)})
         found.write_text(json.dumps(run))
     return json.loads(found.read_text()) | {"folder": str(folder / key)}
 
@@ -67,6 +73,31 @@ def tools_of(family: str, names: list[str]) -> dict[str, Tool]:
     """Those of `names` that have the family and are installed."""
     chosen = {name: TOOLS[name] for name in names if family in TOOLS[name].families}
     return {name: tool for name, tool in chosen.items() if tool.python.is_file()}
+
+
+def whole_seconds(name: str, tool: Tool, rows: Rows, job: dict, log: Path) -> dict:
+    """The seconds of one pass over the training rows from the start of the process on, and how many rows they are.
+
+    Of lensae it is the command `train` with all that it measures, writes and draws, without the feature index, which
+    the other tools do not make. Of the others it is their imports, their steps and the writing of what they keep; they
+    are given no held-out rows to evaluate.
+    """
+    clock = time.perf_counter()
+    if tool.peer:
+        settings = {"rows": str(rows.path), "training": rows.training}
+        with started([tool.contestant(name, settings, log)]) as [one]:
+            trained_rows = one.run({"part": "pass", "job": job})["tokens"]
+            return {"seconds": time.perf_counter() - clock, "rows": trained_rows}
+    sparsity = ["--target-l0", job["k"]] if job["family"] in NO_K else ["--k", job["k"]]
+    words = ["train", "--arch", job["family"], "--width", job["d_sae"] / D_MODEL, *sparsity, "--batch", job["batch"]]
+    words += ["--epochs", 1, "--no-index", "--name", "whole-pass", "--json"]
+    environment = {**os.environ, "LENSAE_STORE": str(rows.store)}
+    command = [str(tool.python), str(ROOT / "main.py"), *map(str, words)]
+    with open(log, "a") as errors:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, check=True)
+    seconds, report = time.perf_counter() - clock, json.loads(done.stdout)
+    shutil.rmtree(report["path"])
+    return {"seconds": seconds, "rows": report["plan"]["rows"]}
 
 
 def job(family: str, width: int, k: int, batch: int, steps: int, **more) -> dict:

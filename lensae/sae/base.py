@@ -1,6 +1,6 @@
 """A sparse autoencoder as a function on raw activations.
 
-Shapes: B rows (any leading shape), D d_model, F features, N pairs of a row and a feature.
+Shapes: B rows (any leading shape; B1 is one more), D d_model, F features, N pairs of a row and a feature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lensae.sae import functional
-from lensae.sae.kernels import Active, Features, encode_above, encode_topk
+from lensae.sae.kernels import Active, Features, Pattern, decode, encode_above, encode_topk
 
 
 def _linear(x: torch.Tensor, cfg: dict, tensors: dict) -> torch.Tensor:
@@ -124,6 +124,14 @@ class SAE:
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """The reconstruction f W_dec + b_dec: (..., F) -> (..., D)."""
         return features @ self.W_dec + self.tensors["b_dec"]
+
+    @torch.no_grad()
+    def decode_sparse(
+        self, rows: int, row_N: torch.Tensor, feature_N: torch.Tensor, value_N: torch.Tensor
+    ) -> torch.Tensor:
+        """The reconstruction (rows, D) of features as `encode_sparse` gives them. No gradients."""
+        indptr_B1 = torch.nn.functional.pad(torch.bincount(row_N, minlength=rows).cumsum(0), (1, 0))
+        return decode(Active(Pattern(indptr_B1, feature_N, self.d_sae), value_N), self.W_dec, self.tensors["b_dec"])
 
     def to(self, device: str) -> SAE:
         """The same SAE with its tensors on `device`."""

@@ -136,7 +136,18 @@ def test_each_holds_its_features(name, features_divided):
 def test_torchrun_starts_main_py(alone):
     """torchrun itself, and interpreters that it starts: an SAE as a single process makes it."""
     settings = ("--width", SHORT.width, "--k", SHORT.k, "--batch", SHORT.batch, "--epochs", SHORT.epochs)
-    words = ("--standalone", "--nproc-per-node", 2, "main.py", "train", "--set", f"toy/{HOOK}", "--name", "torchrun")
+    words = (
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "main.py",
+        "train",
+        "--set",
+        f"toy/{HOOK}",
+        "--name",
+        "torchrun",
+        "--no-index",
+    )
     command = [sys.executable, "-m", "torch.distributed.run", *words, *settings, "--lr", SHORT.lr]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lensae.model.precision import fast_matmul
 from lensae.sae import kernels
-from lensae.sae.kernels import Dense, encode, reference, select
+from lensae.sae.kernels import Dense, encode, linear, reference, select
 from lensae.sae.kernels.active import sums_in_order
 
 ROWS, D_MODEL, D_SAE = 37, 10, 64
@@ -228,3 +228,17 @@ def test_freed_memory_is_kept(any_size):
 
     assert keep_freed_memory(any_size) == (platform.libc_ver()[0] == "glibc")
     assert math.isfinite(float(torch.randn(1_000_000).sum()))
+
+
+def test_gathered_rows_against_the_sparse_operations(monkeypatch):
+    """What devices without sparse operations compute instead, over several blocks of pairs, with gradients."""
+    monkeypatch.setattr(linear, "GATHERED_PAIRS", 50)
+    results = []
+    for without in ((), ("cpu",)):
+        monkeypatch.setattr(linear, "WITHOUT_SPARSE", without)
+        x_BD, parameters, up_BD = problem(9)
+        features = kernels.encode_topk(x_BD, *parameters[:3], 5, dtype=None)
+        x_hat_BD = kernels.decode(features, *parameters[3:])
+        results.append((x_hat_BD.detach(), *torch.autograd.grad((x_hat_BD * up_BD).sum(), parameters)))
+    for gathered, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(gathered, sparse)

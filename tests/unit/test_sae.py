@@ -233,4 +233,6 @@ def test_sparse_features_are_the_dense_ones(architecture):
     assert len(set(zip(row_N.tolist(), feature_N.tolist(), strict=True))) == len(value_N)
     assert len(value_N) == int((expected_BF != 0).sum())
     torch.testing.assert_close(expected_BF[row_N, feature_N], value_N, rtol=1e-5, atol=1e-6)
+    decoded_BD = sae.decode_sparse(len(x_BD), row_N, feature_N, value_N)
+    torch.testing.assert_close(decoded_BD, sae.decode(expected_BF), rtol=1e-5, atol=1e-5)
     assert [len(column) for column in sae.encode_sparse(x_BD[:0])] == [0, 0, 0]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from turns import serve
+from interleaved_runs import serve
 
 SHARD_ROWS = 4096  # a few shards in a short pass, as the default makes many in a long one
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from turns import serve
+from interleaved_runs import serve
 
 BATCHES_A_BUFFER = 4  # it fills whole buffers, however few tokens are asked for
 

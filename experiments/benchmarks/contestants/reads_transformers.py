@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from turns import serve
+from interleaved_runs import serve
 
 
 def prepare(settings: dict):

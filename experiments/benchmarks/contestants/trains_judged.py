@@ -40,7 +40,7 @@ def judge(folders: dict[tuple, Path], rows: Rows, tokens: int) -> dict[tuple, Ju
         scored = {key: reconstruction.score(held, system, "cpu", Silent()) for key, system in systems.items()}
         model = load_model_of(reader.entry, [reader.entry.manifest["hook"]])
         chosen = heldout.spread(round(heldout.documents * tokens / heldout.rows))
-        runs = {str(key): (lambda x, run=system.run: run(x)[0]) for key, system in systems.items()}
+        runs = {str(key): system.predict for key, system in systems.items()}
         spliced = losses.measure(model, reader, chosen, runs, Silent())
     return {key: Judged(scored[key].figures, scored[key].sums_GS, spliced.of(str(key))) for key in saes}
 

@@ -64,6 +64,12 @@ class LensaeTraining:
 
         self.ways = {"trained": encode}
 
+    def measure(self, heldout) -> None:
+        """What `train` measures at its end, on rows that are in memory."""
+        from lensae.sae.train.validation import measure
+
+        measure(self.run.trainer, [x_BD.numpy() for x_BD in heldout], self.scale)
+
     def save(self, folder) -> None:
         """As `train` keeps it."""
         from lensae.sae.formats import saelens as checkpoint

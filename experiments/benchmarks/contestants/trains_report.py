@@ -52,7 +52,8 @@ class Results:
 
 def show_speed(rows: list[dict]) -> None:
     """The table of the first part."""
-    table = table_of("full training steps", "width family contestant tokens/s peer floor EV L0 dead memory others")
+    columns = "width family contestant steps/s peer floor whole/s held-out/s EV L0 dead memory others"
+    table = table_of("rows/s in full training steps, and in a whole pass from start to end", columns)
     for row in rows:
         peer = f"{row['to_fastest_peer']:.2f}x" if row["to_fastest_peer"] else ""
         memory = f"{row['peak_memory'] / 2**20:,.0f} MiB"
@@ -61,8 +62,14 @@ def show_speed(rows: list[dict]) -> None:
         if row.get("explained_variance") is not None:
             came_to = (f"{row['explained_variance']:.3f}", f"{row['l0']:.1f}", f"{row['dead']:.1%}")
         named = (f"{row['width']:,}", row["family"], row["contestant"])
-        table.add_row(*named, rate, peer, floor, *came_to, memory, f"{row['others']:.2f}")
+        whole, heldout = (number(row.get(f"{name}_rows_per_second")) for name in ("whole", "heldout"))
+        table.add_row(*named, rate, peer, floor, whole, heldout, *came_to, memory, f"{row['others']:.2f}")
     Console(width=120).print(table)
+
+
+def number(value: float | None) -> str:
+    """A whole number, or nothing."""
+    return "" if value is None else f"{value:,.0f}"
 
 
 def quality_lines(family: str, wanted: dict, runs: list[dict], judged: dict[tuple, Judged]) -> list[dict]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import tempfile
 from collections.abc import Iterator
@@ -16,17 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from texts import HOOK, store_at, texts_of
 
 from lensae import model as models
 from lensae.core.paths import find_set
 from lensae.stages.collect.run import CollectOptions, collect
 from lensae.store.reader import Selection, SetReader
 
-HERE = Path(__file__).resolve().parents[1]
-ROOT = HERE.parents[1]
-TEXTS = (ROOT.parent / "shared" / "data" / "mixed.jsonl",)
-CORPORA = sorted((ROOT / "corpora").glob("*.jsonl"))
-HOOK = "blocks.15.hook_resid_post"
 LEAST_BATCHES = 8
 
 
@@ -48,16 +43,17 @@ class Rows:
             everything = reader.everything()
             lengths = [len(index) for index in everything.indices]
             skipped = np.clip(self.documents - np.cumsum([0, *lengths[:-1]]), 0, lengths)
-            held = tuple(index[skip:] for index, skip in zip(everything.indices, skipped, strict=True))
-            yield reader, Selection(held, reader.rows - self.training)
+            chosen = tuple(index[skip:] for index, skip in zip(everything.indices, skipped, strict=True))
+            yield reader, Selection(chosen, reader.rows - self.training)
 
 
-def rows_of(wanted: int, batch: int) -> Rows:
-    """At most `wanted` rows of the texts, whose documents come in a shuffled order.
+def rows_of(corpus: str | None, wanted: int, batch: int) -> Rows:
+    """At most `wanted` rows of a corpus (without one of what the embedded model wrote), its documents shuffled.
 
     Raises SystemExit when the texts do not give LEAST_BATCHES batches of training rows.
     """
-    texts = shuffled_texts()
+    texts = texts_of(corpus)
+    random.Random(0).shuffle(texts)
     key = hashlib.sha256("\n".join([models.resolve().weights_digest(), HOOK, str(wanted), *texts]).encode())
     folder = Path(tempfile.gettempdir()) / "lensae-bench-train" / key.hexdigest()[:16]
     path, about, store = folder / "rows.npy", folder / "about.json", folder / "store"
@@ -68,30 +64,8 @@ def rows_of(wanted: int, batch: int) -> Rows:
         about.write_text(json.dumps({"training": training, "documents": documents}))
     rows = Rows(path=path, store=store, **json.loads(about.read_text()))
     if rows.training < LEAST_BATCHES * batch:
-        raise SystemExit(f"only {rows.training:,} training rows: put more text where {TEXTS[0]} is looked for")
+        raise SystemExit(f"only {rows.training:,} training rows: give a larger --corpus")
     return rows
-
-
-def shuffled_texts() -> list[str]:
-    """The texts in an order that is always the same."""
-    sources = [path for path in TEXTS if path.is_file()] or CORPORA
-    texts = [json.loads(line).get("text", "") for path in sources for line in path.open(encoding="utf-8")]
-    texts = [text for text in texts if text]
-    random.Random(0).shuffle(texts)
-    return texts
-
-
-@contextmanager
-def store_at(folder: Path) -> Iterator[None]:
-    """The store is in `folder` meanwhile."""
-    before = os.environ.get("LENSAE_STORE")
-    os.environ["LENSAE_STORE"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("LENSAE_STORE")
-        if before is not None:
-            os.environ["LENSAE_STORE"] = before
 
 
 def collected(texts: list[str], wanted: int, store: Path) -> tuple[np.ndarray, int, int]:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ from typing import Protocol
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from turns import serve
+from interleaved_runs import serve
 
 WARM_STEPS = 3
 MASSIVE = 10  # a row in ten thousand has fifty times the usual norm, and a fifth of all variance
@@ -119,6 +120,8 @@ def serve_trainings(build: Callable, around: Callable[[], AbstractContextManager
             with around():
                 if case["part"] == "quality":
                     return quality(build, job, rows, case.get("folder"))
+                if case["part"] == "pass":
+                    return whole_pass(build, job, rows)
                 if case["part"] == "reached":
                     return reached(*kept[job], rows, job)
                 return speed(build, job, rows, kept, case["steps"])
@@ -137,7 +140,7 @@ def started(build: Callable, job: Job, rows: Rows) -> Training:
 
 
 def speed(build: Callable, job: Job, rows: Rows, kept: dict, steps: int) -> dict:
-    """Seconds of the next `steps` steps of a training that goes on from turn to turn."""
+    """Seconds of the next `steps` steps of a training that is continued from run to run."""
     if job not in kept:
         kept[job] = [started(build, job, rows), 0]
         learn(kept[job], rows, WARM_STEPS)
@@ -151,7 +154,23 @@ def reached(training: Training, steps: int, rows: Rows, job: Job) -> dict:
     """What the training whose steps were timed has come to, as it is kept for use; that ends it."""
     training.finish()
     encode = training.ways.get("saved", training.ways["trained"])
-    return {"tokens_seen": steps * job.batch} | measured(encode, rows, job.d_sae)
+    figures = {"tokens_seen": steps * job.batch}
+    if hasattr(training, "measure"):
+        clock, heldout = time.perf_counter(), list(rows.heldout())
+        training.measure(heldout)
+        figures["heldout_rows_per_second"] = sum(map(len, heldout)) / (time.perf_counter() - clock)
+    return figures | measured(encode, rows, job.d_sae)
+
+
+def whole_pass(build: Callable, job: Job, rows: Rows) -> dict:
+    """One pass over the training rows, and what is kept of it written to disk."""
+    clock = time.perf_counter()
+    training = started(build, job, rows)
+    learn([training, 0], rows, job.steps)
+    training.finish()
+    with tempfile.TemporaryDirectory() as folder:
+        training.save(Path(folder) / "sae")
+    return {"seconds": time.perf_counter() - clock, "tokens": job.steps * job.batch}
 
 
 def busy_seconds() -> tuple[float, float] | None:
@@ -165,13 +184,13 @@ def busy_seconds() -> tuple[float, float] | None:
     return busy, time.process_time()
 
 
-def learn(place: list, rows: Rows, steps: int) -> float:
-    """Go `steps` steps on, reading included; how long that took."""
-    training, first = place
+def learn(state: list, rows: Rows, steps: int) -> float:
+    """Seconds of `steps` more steps, reading included; `state` is the training and its number of steps so far."""
+    training, first = state
     clock = time.perf_counter()
     for number in range(first, first + steps):
         training.step(rows[number])
-    place[1] += steps
+    state[1] += steps
     return time.perf_counter() - clock
 
 

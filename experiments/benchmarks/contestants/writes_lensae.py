@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from turns import serve
+from interleaved_runs import serve
 
 FEATURES = 9216
 

@@ -1,6 +1,7 @@
 """What the training of every family shares.
 
-Shapes: B rows, D d_model, F features; input and target rows have the same width but in a transcoder.
+Shapes: B rows, D d_model, F features, R some of the features, K candidates of a row, N pre-activations in falling
+order. Input and target rows have the same width, except in a transcoder.
 """
 
 from __future__ import annotations
@@ -164,10 +165,7 @@ class BaseTrainer(ShardedModule):
         sample_BD = x_BD[:START_ROWS] - self.shift_D
         weight_FD = self.W_enc_FD.data if feature_R is None else self.W_enc_FD.data[feature_R]
         above = max(1, round(len(sample_BD) * self.start_share))
-        blocks = [
-            (rows_FD @ sample_BD.T).kthvalue(len(sample_BD) - above + 1, dim=1).values
-            for rows_FD in weight_FD.split(BLOCK)
-        ]
+        blocks = [(rows_FD @ sample_BD.T).topk(above, dim=1).values[:, -1] for rows_FD in weight_FD.split(BLOCK)]
         return torch.cat(blocks)
 
     @torch.no_grad()

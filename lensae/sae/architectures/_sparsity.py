@@ -1,6 +1,6 @@
 """Families whose sparsity follows from an L1 penalty.
 
-Shapes: B rows, F features.
+Shapes: B rows, D d_model, F features, R some of the features.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Rajamanoharan et al. 2024).
 One half of the encoder decides which features fire, the other how strongly ("Improving dictionary learning with gated
 sparse autoencoders").
 
-Shapes: B rows, D d_model, F features.
+Shapes: B rows, D d_model, F features, R some of the features.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Thresholds learn through straight-through estimators ("Jumping ahead: improving 
 sparse autoencoders"). L0 has no gradient; it is estimated from the pairs near their thresholds, as in that paper, or as
 that of a sum of tanh (Anthropic, Circuits Updates, January 2025).
 
-Shapes: B rows, D d_model, F features; X is N active pairs, or B rows by F features.
+Shapes: B rows, D d_model, F features, R some of the features; X is N active pairs, or B rows by F features.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The penalty is weighted by the decoder rows' norms, which are free (Circuits Updates, "Update on how we train SAEs"). It
 is saved with the norms folded into encoder and features, in the layout's "standard" architecture.
 
-Shapes: B rows, D d_model, F features.
+Shapes: B rows, D d_model, F features, R some of the features.
 """
 
 from __future__ import annotations

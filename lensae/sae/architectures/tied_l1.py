@@ -4,7 +4,7 @@
 The paper is "Sparse autoencoders find highly interpretable features in language models". The rows are centred on their
 geometric median, which stays fixed; it is saved in the layout's "standard" architecture.
 
-Shapes: B rows, D d_model, F features.
+Shapes: B rows, D d_model, F features, R some of the features.
 """
 
 from __future__ import annotations

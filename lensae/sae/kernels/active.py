@@ -51,6 +51,8 @@ class Pattern:
         """The sum of each feature's pairs (F,)."""
         if value_N.is_cuda:
             return sums_in_order(self.columns, value_N)
+        if value_N.device.type == "mps":
+            return value_N.new_zeros(self.d_sae).index_add_(0, self.index_N, value_N)
         return torch.bincount(self.index_N, value_N, minlength=self.d_sae).to(value_N.dtype)
 
 

@@ -19,6 +19,8 @@ class Backend:
 
 
 TORCH = Backend()
+# Devices without PyTorch's sparse products: what is sparse is gathered into dense rows there. Not checked on hardware.
+WITHOUT_SPARSE = ("mps",)
 _current = TORCH
 
 

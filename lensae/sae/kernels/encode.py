@@ -49,7 +49,7 @@ def screening_dtype(device: torch.device) -> torch.dtype | None:
 def product(rows_BD, W_FD, b_F) -> torch.Tensor:
     """rows W^T + b (B, F). On CPUs addmm copies the bias to every row first; adding it afterwards saves 7 % (4,608 and
     18,432 features)."""
-    if rows_BD.is_cuda:
+    if rows_BD.device.type != "cpu":
         return torch.addmm(b_F, rows_BD, W_FD.T)
     return torch.mm(rows_BD, W_FD.T).add_(b_F)
 
@@ -81,7 +81,7 @@ def _blocks(rows_BD, W_FD, b_F, dtype: torch.dtype | None = None) -> Iterator[to
 
     A product in fewer bits is widened again: what selects is several times as fast on float32.
     """
-    size = DEVICE_ROWS if rows_BD.is_cuda else max(LEAST_ROWS, BLOCK // len(W_FD))
+    size = DEVICE_ROWS if rows_BD.device.type != "cpu" else max(LEAST_ROWS, BLOCK // len(W_FD))
     low = dtype or rows_BD.dtype
     multiply = repeated_product(W_FD.to(low), b_F.to(low), size)  # adds b before it rounds: the sum may be nearly zero
     for block_BD in rows_BD.split(size):

@@ -1,6 +1,6 @@
 """Products with sparse features, and their gradients.
 
-Shapes: B rows, D d_model, F features, N active pairs.
+Shapes: B rows, D d_model, F features, N active pairs, X rows of a matrix.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from lensae.sae.kernels.active import Active, Dense, Features, Pattern
-from lensae.sae.kernels.backend import implementation
+from lensae.sae.kernels.backend import WITHOUT_SPARSE, implementation
+
+GATHERED_PAIRS = 2**16  # whose rows are gathered at a time
 
 # PyTorch says once that these tensors are in beta; what is used of them is old, and the tests hold its values.
 with warnings.catch_warnings():
@@ -22,7 +24,8 @@ with warnings.catch_warnings():
 def _sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
     if not len(index_N):
         return rows_XD.new_zeros(len(indptr) - 1, rows_XD.shape[1])
-    return implementation("sum_rows", sum_rows)(rows_XD, index_N, indptr, weight_N)
+    plain = sum_gathered_rows if rows_XD.device.type in WITHOUT_SPARSE else sum_rows
+    return implementation("sum_rows", plain)(rows_XD, index_N, indptr, weight_N)
 
 
 def sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
@@ -30,6 +33,15 @@ def sum_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor,
     return embedding_bag(
         index_N, rows_XD, indptr, mode="sum", per_sample_weights=weight_N.contiguous(), include_last_offset=True
     )
+
+
+def sum_gathered_rows(rows_XD: torch.Tensor, index_N: torch.Tensor, indptr: torch.Tensor, weight_N: torch.Tensor):
+    """The same without embedding_bag, which has no weights on some devices; its rows exist for a block of pairs."""
+    sums = rows_XD.new_zeros(len(indptr) - 1, rows_XD.shape[1])
+    output_N = torch.repeat_interleave(torch.arange(len(sums), device=index_N.device), indptr.diff())
+    for pairs in torch.arange(len(index_N), device=index_N.device).split(GATHERED_PAIRS):
+        sums.index_add_(0, output_N[pairs], rows_XD[index_N[pairs]] * weight_N[pairs, None])
+    return sums
 
 
 def scatter_gradient(pattern: Pattern, value_N: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
@@ -42,7 +54,8 @@ def products_at(pattern: Pattern, rows_BD: torch.Tensor, W_FD: torch.Tensor) -> 
     """The products row . W of the active pairs (N,), and of no others."""
     if not len(pattern.index_N):
         return rows_BD.new_zeros(0)
-    return implementation("products_at", products)(pattern.indptr_B1, pattern.index_N, rows_BD, W_FD)
+    plain = products_of_gathered if rows_BD.device.type in WITHOUT_SPARSE else products
+    return implementation("products_at", plain)(pattern.indptr_B1, pattern.index_N, rows_BD, W_FD)
 
 
 def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tensor, W_FD: torch.Tensor):
@@ -50,6 +63,13 @@ def products(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tens
     zeros_N = rows_BD.new_zeros(len(index_N))
     zeros = torch.sparse_csr_tensor(indptr_B1, index_N, zeros_N, size=(len(rows_BD), len(W_FD)), check_invariants=False)
     return torch.sparse.sampled_addmm(zeros, rows_BD.contiguous(), W_FD.T, beta=0.0).values()
+
+
+def products_of_gathered(indptr_B1: torch.Tensor, index_N: torch.Tensor, rows_BD: torch.Tensor, W_FD: torch.Tensor):
+    """The same without sparse tensors, which some devices do not have; rows are gathered for a block of pairs."""
+    row_N = torch.repeat_interleave(torch.arange(len(rows_BD), device=index_N.device), indptr_B1.diff())
+    blocks = zip(row_N.split(GATHERED_PAIRS), index_N.split(GATHERED_PAIRS), strict=True)
+    return torch.cat([(rows_BD[row] * W_FD[feature]).sum(1) for row, feature in blocks])
 
 
 class _Decode(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Which entries of a block of pre-activations are kept.
 
-Shapes: B rows, F features, K kept of each row, G groups of neighbouring features, M candidates, N pairs.
+Shapes: B rows, F features, K kept of each row, G groups of neighbouring features, M candidates, C of them in a padded
+row, N pairs.
 """
 
 from __future__ import annotations
@@ -79,12 +80,19 @@ def largest(pairs: Active, wanted: int) -> Active:
     spare = len(pairs.value) - wanted
     if spare <= 0:
         return pairs
-    limit = pairs.value.kthvalue(spare).values
+    limit = _kth_smallest(pairs.value, spare)
     keep_N = pairs.value > limit
     missing = wanted - int(keep_N.sum())
     if missing:
         keep_N[(pairs.value == limit).nonzero().view(-1)[:missing]] = True
     return masked(pairs, keep_N)
+
+
+def _kth_smallest(value_N: torch.Tensor, k: int) -> torch.Tensor:
+    """A number on the device of the values; MPS has no kthvalue."""
+    if value_N.device.type == "mps":
+        return value_N.cpu().kthvalue(k).values.to(value_N.device)
+    return value_N.kthvalue(k).values
 
 
 def masked(pairs: Active, keep_N: torch.Tensor) -> Active:

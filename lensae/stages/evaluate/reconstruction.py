@@ -1,7 +1,8 @@
 """The held-out rows of a set through an SAE and through what it is compared with.
 
 Shapes: B rows of a batch, R held-out rows, D d_model, O width of what is predicted (D, but of a transcoder),
-F features, G groups of documents that share a prompt, S sums kept of each.
+F features, G groups of documents that share a prompt, S sums kept of each,
+N active pairs of a row and a feature.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from lensae.sae.base import SAE
     from lensae.sae.metrics.reconstruction import RowMeans
 
+    Active = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # row, feature and value of each active pair (N,)
+
 BASELINE_ROWS = 100_000
 SAMPLE_ROWS = 16_384
-BATCH_ROWS, FEATURES_AT_ONCE = 2048, 2**26
+BATCH_ROWS, FEATURES_AT_ONCE = 2048, 2**24
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,9 @@ class HeldOutRows:
 
 @dataclass(frozen=True)
 class System:
-    """Something that predicts rows: x (B, D) -> the prediction (B, O) and, of an SAE, the features (B, F).
+    """Something that predicts rows: x (B, D) -> the prediction (B, O) and, of an SAE, the features that are active.
 
-    Without features all `d_sae` of its numbers are taken to be used at every row; without `run` it is the rows that
+    Without these all `d_sae` of its numbers are taken to be used at every row; without `run` it is the rows that
     are to be predicted themselves.
     """
 
@@ -61,6 +64,11 @@ class System:
     title: str
     d_sae: int
     run: Callable | None
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """The prediction (..., O) of activations (..., D)."""
+        assert self.run is not None
+        return self.run(x.flatten(0, -2))[0].unflatten(0, x.shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,8 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     with torch.inference_mode(), fast_matmul():
         for x, y, group_B in held.batches(batch_rows(system.d_sae)):
             y_BO = torch.from_numpy(y)
-            y_hat_BO, features_BF = system.run(torch.from_numpy(x).to(device)) if system.run else (y_BO, None)
-            count_F, active_B, fired = _firing(features_BF, len(x), system.d_sae)
+            y_hat_BO, active = system.run(torch.from_numpy(x).to(device)) if system.run else (y_BO, None)
+            count_F, active_B, fired = _firing(active, len(x), system.d_sae)
             counts += counted(fired)
             total.add(y_BO, y_hat_BO, count_F)
             rows_BS = metrics.row_figures(y_BO, y_hat_BO.cpu(), active_B, held.means)
@@ -139,18 +147,20 @@ def score(held: HeldOutRows, system: System, device: str, progress: Progress) ->
     return Scored(figures, sums, result.density.numpy(), counts, zeros)
 
 
-def _firing(features_BF: torch.Tensor | None, rows: int, d_sae: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _firing(active: Active | None, rows: int, d_sae: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """On how many rows each feature fires (F,), how many fire at each row (B,), and with what activations."""
     import torch
 
-    if features_BF is None:
+    if active is None:
         return torch.full((d_sae,), rows), torch.full((rows,), d_sae), np.empty(0)
-    fires_BF = features_BF > 0
-    return fires_BF.sum(0), fires_BF.sum(1).cpu(), features_BF[fires_BF].cpu().numpy()
+    row_N, feature_N, value_N = (part.cpu() for part in active)
+    fires_N = value_N > 0
+    count_F = torch.bincount(feature_N[fires_N], minlength=d_sae)
+    return count_F, torch.bincount(row_N[fires_N], minlength=rows), value_N[fires_N].numpy()
 
 
 def batch_rows(d_sae: int) -> int:
-    """Rows to encode at once, so that the features of a batch take 256 MB at most."""
+    """Rows to encode at once, so that the features of a batch take 340 MB at most."""
     return max(1, min(BATCH_ROWS, FEATURES_AT_ONCE // max(d_sae, 1)))
 
 
@@ -177,8 +187,8 @@ def of_sae(name: str, title: str, sae: SAE, device: str) -> System:
     """An SAE as a system."""
     placed = sae.to(device)
 
-    def run(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features_BF = placed.encode(x_BD)
-        return placed.decode(features_BF), features_BF
+    def run(x_BD: torch.Tensor) -> tuple[torch.Tensor, Active]:
+        active = placed.encode_sparse(x_BD)
+        return placed.decode_sparse(len(x_BD), *active), active
 
     return System(name, title, sae.d_sae, run)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +25,6 @@ from lensae.stages.shared.models import load_model_of
 from lensae.stages.shared.progress import Progress, Silent
 from lensae.store.pairs import Rows
 from lensae.store.reader import SetReader, Split
-
-if TYPE_CHECKING:
-    import torch
 
 CE_TOKENS = 5000
 
@@ -64,7 +58,7 @@ def evaluate(
     held = rows.hold_out(heldout)
     compared = compare(sae, held, training, model.device, progress)
     chosen = heldout.selection.spread(round(heldout.selection.documents * CE_TOKENS / heldout.selection.rows))
-    replaced = {system.name: partial(_prediction, system.run) for system in compared.systems if system.run}
+    replaced = {system.name: system.predict for system in compared.systems if system.run}
     hook_out = target.entry.manifest.hook if target else None
     measured = losses.measure(model, reader, chosen, replaced, progress, hook_out)
     report = EvaluationReport(
@@ -81,10 +75,6 @@ def evaluate(
     if report.folder:
         write_json(report.folder / "evaluation.json", summary(report))
     return report
-
-
-def _prediction(run: Callable, x: torch.Tensor) -> torch.Tensor:
-    return run(x)[0]
 
 
 def _figures(held: rows.HeldOutRows, compared: Compared, measured: Losses) -> dict:

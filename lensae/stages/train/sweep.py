@@ -151,6 +151,7 @@ def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, floa
     """CE loss recovered with each SAE in the stream, on the same held-out documents; or why it is not known."""
     from lensae.sae.formats.saelens import load
     from lensae.stages.evaluate import losses
+    from lensae.stages.evaluate.reconstruction import of_sae
     from lensae.stages.shared.models import load_model_of
     from lensae.stages.shared.progress import Silent
 
@@ -162,8 +163,7 @@ def _recovered(data: TrainingData, saes: list[SaeEntry]) -> tuple[dict[str, floa
         model = load_model_of(data.entry, [data.entry.manifest.hook])
     except LensaeError as error:
         return {}, str(error)
-    loaded = {sae.name: load(sae.path).to(model.device) for sae in saes}
-    reconstructions = {name: (lambda x, sae=sae: sae.decode(sae.encode(x))) for name, sae in loaded.items()}
+    reconstructions = {sae.name: of_sae(sae.name, "", load(sae.path), model.device).predict for sae in saes}
     measured = losses.measure(model, data.reader, chosen, reconstructions, Silent())
     return {name: float(losses.ce_recovered(measured.of(name).sum(0))) for name in reconstructions}, ""
 

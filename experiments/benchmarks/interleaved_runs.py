@@ -1,4 +1,4 @@
-"""Contestants of a benchmark, each a process of its own with the Python it needs, taking turns.
+"""Contestants of a benchmark, each a process of its own with the Python it needs, whose runs are interleaved.
 
 A contestant's script defines `prepare(settings) -> run` and ends in `serve(prepare)`; `run(case)` does the work of one
 case once and returns its figures, `seconds` among them. This file needs the standard library alone: peers run it.
@@ -30,7 +30,7 @@ def serve(prepare: Callable[[dict], Callable[[dict], dict]]) -> None:
 
 
 class Contestant:
-    """One process that waits for its turns; its warnings and progress bars go to `log`."""
+    """One process that waits for cases; its warnings and progress bars go to `log`."""
 
     def __init__(self, name: str, script: str, settings: dict, log: Path, python: str = sys.executable):
         self.name, self.log = name, log
@@ -39,7 +39,7 @@ class Contestant:
         with open(log, "a") as errors:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
 
-    def turn(self, case: dict) -> dict:
+    def run(self, case: dict) -> dict:
         """The figures of one run of `case`; raises RuntimeError with the end of its log when the process has died."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
@@ -60,13 +60,13 @@ class Contestant:
 
 
 def interleaved(contestants: list[Contestant], case: dict, repeats: int) -> dict[str, list[dict]]:
-    """The figures of each contestant's runs of one case, taken in turn, after one round that does not count."""
+    """The figures of each contestant's runs of one case, one run of each after another, after a warm-up round."""
     figures: dict[str, list[dict]] = {one.name: [] for one in contestants}
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         for one in contestants:
-            found = one.turn(case)
-            if turn:
-                figures[one.name].append(found)
+            run = one.run(case)
+            if repeat:
+                figures[one.name].append(run)
     return figures
 
 
