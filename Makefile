@@ -19,10 +19,10 @@ demo: $(READY)  ## open a real language model up, end to end (about 5 minutes on
 	@printf '  $(PY) main.py %s\n' 'features list --sort label' 'features show 447' 'features top 447 --k 20' \
 	  'steer --feature 447 --scale 1' 'collect --corpus transport --chat' 'train --width 8' '--help'
 
-test: $(READY) check  ## lint, types and the whole test suite, at most 6 minutes on 2 cores
+test: $(READY) check  ## lint, types and the whole test suite (8 minutes on 2 cores)
 	@$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
-test-quick: $(READY)  ## the quick unit tests, at most 60 seconds on 2 cores
+test-quick: $(READY)  ## the quick unit tests (about a minute on 2 cores)
 	@$(PYTEST) tests/unit -m 'not slow' $(ARGS)
 
 check: $(READY)  ## lint and types
